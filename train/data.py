@@ -1,0 +1,235 @@
+"""The corpus: labelled texts from any source, cleaned, split without leakage, with a record of how.
+
+First stage of `python -m train fit`. `load_corpus` reads (`train.sources`), names the classes (`train.labels`), removes
+duplicates and cuts the parts (`train.splits`). Its provenance travels with the checkpoint, so that evaluation can load
+the very same rows again and prove by their hashes that it did.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.errors import DataError
+from train.labels import Labels, is_missing, name_labels, name_rows
+from train.sources import Rows, Source, read_dataset, read_file, read_movie_reviews
+from train.splits import (
+    BLOCKS,
+    PARTS,
+    assign,
+    blocks_for,
+    describe_contradictions,
+    fingerprint,
+    first_rows,
+    remove_duplicates,
+    sha256_of_rows,
+)
+
+IMDB = "imdb"
+DEFAULT_FOLD = 4
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a corpus.
+
+    Attributes:
+        texts: [rows], as they stand in the source.
+        labels: int64 [rows], index into the corpus' `label_names`.
+    """
+
+    texts: list[str]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: NDArray[np.int64]) -> Split:
+        """The rows at these indices, in this order."""
+        return Split([self.texts[row] for row in rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus in four parts, and the record of where it came from (JSON-ready)."""
+
+    name: str
+    label_names: tuple[str, ...]
+    train: Split
+    validation: Split
+    calibration: Split
+    test: Split
+    provenance: dict[str, Any]
+
+
+def load_corpus(
+    source: str = IMDB,
+    text_column: str = "text",
+    label_column: str = "label",
+    fold: int = DEFAULT_FOLD,
+    limit: int | None = None,
+    *,
+    cache_dir: Path | None = None,
+) -> Corpus:
+    """Read a corpus, remove duplicates and cut it into parts.
+
+    Args:
+        source: ``"imdb"`` (the 25,000 labelled reviews of the package `movie-reviews`); the path of a CSV, JSONL or
+            Parquet file; else a data set by folder or hub name, such as ``"stanfordnlp/imdb"``.
+        text_column: ignored for ``"imdb"``.
+        label_column: ignored for ``"imdb"``.
+        fold: which fifth is the test part, 0 to 4 (`train.splits.assign`).
+        limit: keep the first rows of each part only, for tests and quick trials.
+        cache_dir: cache of Hugging Face `datasets`; its own default if None.
+
+    Raises:
+        DataError: for anything that cannot be read, labelled or split as asked.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"a limit of {limit} rows leaves nothing; give at least 1")
+    read = _read(source, text_column, label_column, cache_dir)
+    rows, test = read.rows, read.test
+    texts = _texts(rows, text_column, label_column, source)
+    test_texts = _texts(test, text_column, label_column, f"{source} (test)") if test else []
+    labels = name_labels([*rows.labels, *(test.labels if test else [])], read.class_names, label_column, source)
+    pool = Split(texts, labels.ids[: len(texts)])
+    own_test = Split(test_texts, labels.ids[len(texts) :]) if test else None
+    _every_class_is_trained(pool, labels, source)
+
+    cleaned = remove_duplicates(pool.texts, pool.labels)
+    if cleaned.contradictory_rows:
+        _log.warning("%s: %s", source, describe_contradictions(cleaned.contradictory_rows))
+    clean = pool.take(cleaned.keep)
+    in_test = 0
+    if own_test is not None:
+        tested = {fingerprint(text) for text in own_test.texts}
+        stay = np.array([i for i, text in enumerate(clean.texts) if fingerprint(text) not in tested], dtype=np.int64)
+        in_test = len(clean) - len(stay)
+        clean = clean.take(stay)
+    held_out = 1 if source == IMDB else blocks_for(len(clean))
+    parts = {
+        part: clean.take(indices)
+        for part, indices in assign(
+            clean.labels, labels.names, fold, has_test=own_test is not None, held_out_blocks=held_out
+        ).items()
+    }
+    if own_test is not None:
+        parts["test"] = own_test
+    if limit is not None:
+        parts = {part: split.take(first_rows(split.labels, limit)) for part, split in parts.items()}
+
+    provenance = {
+        "source": source,
+        "text_column": text_column,
+        "label_column": label_column,
+        "fold": fold,
+        "limit": limit,
+        "origin": read.origin,
+        "rows_read": len(texts) + len(test_texts),
+        "removed": {
+            "exact_duplicates": cleaned.exact_duplicates,
+            "duplicates_after_normalising_white_space": cleaned.near_duplicates,
+            "contradictory_rows": [row + 1 for row in cleaned.contradictory_rows],
+            "also_in_test_part": in_test,
+        },
+        "classes": [
+            {"name": name, "values": list(values), "rows": int((labels.ids == index).sum())}
+            for index, (name, values) in enumerate(zip(labels.names, labels.values, strict=True))
+        ],
+        "rule": _rule(fold, held_out, own_test is not None),
+        "rows": {part: len(parts[part]) for part in PARTS},
+        "sha256": {
+            "data": sha256_of_rows([*texts, *test_texts], [labels.names[i] for i in labels.ids]),
+            **{part: sha256_of_rows(parts[part].texts, parts[part].labels.tolist()) for part in PARTS},
+        },
+    }
+    return Corpus(
+        source, labels.names, parts["train"], parts["validation"], parts["calibration"], parts["test"], provenance
+    )
+
+
+def reload_corpus(provenance: Mapping[str, Any], cache_dir: Path | None = None) -> Corpus:
+    """Load the corpus that a checkpoint was trained on, and prove that each part is the same.
+
+    Raises:
+        DataError: if the source now gives other rows than those of the record.
+    """
+    corpus = load_corpus(
+        provenance["source"],
+        provenance["text_column"],
+        provenance["label_column"],
+        provenance["fold"],
+        provenance["limit"],
+        cache_dir=cache_dir,
+    )
+    changed = [part for part in PARTS if corpus.provenance["sha256"][part] != provenance["sha256"][part]]
+    if changed:
+        raise DataError(
+            f"{provenance['source']}: the parts {', '.join(changed)} differ from those that the checkpoint was "
+            "trained on, so held-out rows may have been trained on; restore the data, or train again"
+        )
+    return corpus
+
+
+def load_snippets(cache_dir: Path | None = None) -> Split:
+    """The 8,530 Rotten Tomatoes snippets of the package `movie-reviews`: the same two classes, out of IMDB's domain.
+
+    Raises:
+        DataError: if the package is not installed.
+    """
+    rows = read_movie_reviews("rotten_tomatoes", cache_dir).rows
+    return Split(rows.texts, np.array(rows.labels, dtype=np.int64))
+
+
+def _read(source: str, text_column: str, label_column: str, cache_dir: Path | None) -> Source:
+    if source == IMDB:
+        return read_movie_reviews(IMDB, cache_dir)
+    path = Path(source)
+    if path.is_file():
+        return read_file(path, text_column, label_column, cache_dir)
+    if not path.exists() and (
+        path.suffix.lower() in (".csv", ".json", ".jsonl", ".parquet", ".tsv") or path.is_absolute()
+    ):
+        raise DataError(f"there is no file {source}")
+    return read_dataset(source, text_column, label_column, cache_dir)
+
+
+def _texts(rows: Rows, text_column: str, label_column: str, where: str) -> list[str]:
+    """The text column, checked: a missing cell or a cell that is no text is named by its row."""
+    for column, cells in ((text_column, rows.texts), (label_column, rows.labels)):
+        missing = [i for i, cell in enumerate(cells) if is_missing(cell)]
+        if missing:
+            raise DataError(
+                f"{where}: column {column!r} is empty in {name_rows(missing)}; fill these rows or delete them"
+            )
+    other = [i for i, cell in enumerate(rows.texts) if not isinstance(cell, str)]
+    if other:
+        raise DataError(
+            f"{where}: column {text_column!r} must hold text, but {name_rows(other)} holds {rows.texts[other[0]]!r}"
+        )
+    if not rows.texts:
+        raise DataError(f"{where}: there are no rows")
+    return list(rows.texts)
+
+
+def _every_class_is_trained(pool: Split, labels: Labels, source: str) -> None:
+    """A class that only the test part has would be scored and never learnt."""
+    for index, name in enumerate(labels.names):
+        if not (pool.labels == index).any():
+            rows = np.flatnonzero(labels.ids[len(pool) :] == index)
+            where = f"only in its test part ({name_rows(rows.tolist())})" if len(rows) else "nowhere"
+            raise DataError(f"{source}: class {name!r} occurs {where}; add training rows for it, or remove it")
+
+
+def _rule(fold: int, held_out_blocks: int, own_test: bool) -> str:
+    shares = f"validation {held_out_blocks} and calibration {held_out_blocks} of {BLOCKS} contiguous blocks per class"
+    if own_test:
+        return f"fold {fold}: {shares}, the source's own test part, the rest training"
+    return f"fold {fold}: test 4, {shares}, the rest training"
