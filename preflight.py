@@ -5,7 +5,7 @@ later as an unreadable error of pip or of Triton. All faults are listed together
 where there are none, the path of the interpreter to build the environment with is printed on standard output.
 
 This file runs before the environment exists, under whatever Python the machine has: standard library only, and nothing
-newer than Python 3.6 (no annotations from `__future__`, no walrus, no dataclasses).
+newer than Python 3.6, so that an unsuitable interpreter can say that it is one.
 """
 
 import argparse
@@ -17,15 +17,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
 
 SUITABLE = ((3, 11), (3, 12))
 CANDIDATES = ("python3.11", "python3.12", "python3", "python3.13", "python3.10")  # the last two only to be named
 
-# Measured on Debian 12 with the locked versions and a CPU build of torch: environment 2.2 GB, downloads while
-# installing 0.6 GB, checkpoints, exported versions and reports of the demo 0.2 GB. A CUDA build of torch takes some
-# 5 GB more; which one pip will choose cannot be known before it is asked.
-ENVIRONMENT_GIGABYTES = 3.0
-RUN_GIGABYTES = 0.5
+# Measured on Debian 12 with the locked versions and a CPU build of torch: the environment takes 2.25 GB, the 127 wheels
+# 0.29 GB while they are installed and as much again in pip's cache. A CUDA build of torch takes some 5 GB more; which
+# one pip will choose cannot be known before it is asked.
+ENVIRONMENT_GIGABYTES = 2.3
+DOWNLOAD_GIGABYTES = 0.6
+RUN_GIGABYTES = 0.3  # checkpoints, exported versions and reports
 
 GLIBC = (2, 35)  # the oldest that the wheel with the embedded Triton runs on (its tag: manylinux_2_35_x86_64)
 
@@ -36,7 +39,7 @@ _PROBE = (
 )
 
 
-def probe(command):
+def probe(command: str) -> Optional[Tuple[Tuple[int, int], str, bool]]:
     """Ask an interpreter for its version, path and venv module: ((3, 11), "/usr/bin/python3.11", True), or None.
 
     None also where a command of that name exists but does not run, as version managers leave them behind.
@@ -52,7 +55,7 @@ def probe(command):
         return None
 
 
-def choose_interpreter(wanted, candidates=CANDIDATES):
+def choose_interpreter(wanted: str, candidates: Sequence[str] = CANDIDATES) -> Tuple[Optional[str], Optional[str]]:
     """The interpreter to build the environment with: (path, None), or (None, the fault).
 
     `wanted` is the one that the user named, tried alone; else the first suitable of `candidates` is taken.
@@ -76,7 +79,7 @@ def choose_interpreter(wanted, candidates=CANDIDATES):
     return None, f"{needed}; found: {', '.join(found) or 'none'}."
 
 
-def platform_fault(system, machine, libc):
+def platform_fault(system: str, machine: str, libc: str) -> Optional[str]:
     """Why the embedded Triton cannot run here, or None; `libc` is for instance "glibc 2.36"."""
     if (system, machine) != ("Linux", "x86_64"):
         return (
@@ -92,7 +95,7 @@ def platform_fault(system, machine, libc):
     return None
 
 
-def c_library():
+def c_library() -> str:
     """The running C library, for instance "glibc 2.36"."""
     # Not platform.libc_ver(): that is the version the interpreter was built for, not the one that is there.
     try:
@@ -101,21 +104,22 @@ def c_library():
         return "another C library"
 
 
-def disk_faults(folders, gigabytes):
-    """One fault for each file system that holds one of `folders` and has less than `gigabytes` free."""
-    faults, seen = [], set()
-    for folder in folders:
-        device = os.stat(folder).st_dev
-        if device in seen:
-            continue
-        seen.add(device)
-        free = shutil.disk_usage(folder).free / 1e9
+def disk_faults(needs: Sequence[Tuple[Path, float]]) -> List[str]:
+    """One fault for each file system with less free space than is needed in its folders, in gigabytes."""
+    needed: Dict[int, Tuple[Path, float]] = {}
+    for folder, gigabytes in needs:
+        device = folder.stat().st_dev
+        first, so_far = needed.get(device, (folder, 0.0))
+        needed[device] = (first, so_far + gigabytes)
+    faults = []
+    for folder, gigabytes in needed.values():
+        free = shutil.disk_usage(str(folder)).free / 1e9
         if free < gigabytes:
             faults.append(f"{folder} has {free:.1f} GB free and {gigabytes:.1f} GB are needed; free some space.")
     return faults
 
 
-def port_fault(name, port):
+def port_fault(name: str, port: str) -> Optional[str]:
     """Why the loopback port cannot be had, or None. `name` is what the user set: HTTP_PORT, --http-port."""
     if not port.isdigit() or not 0 < int(port) < 65536:
         return f"{name}={port} is not a port; give a number from 1 to 65535, or none for a free one."
@@ -130,7 +134,7 @@ def port_fault(name, port):
     return None
 
 
-def main(arguments=None):
+def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Print the interpreter, or every fault found; return the exit status (0 or 2)."""
     parser = argparse.ArgumentParser(
         description="Check this machine before anything is installed or started.",
@@ -141,24 +145,25 @@ def main(arguments=None):
     parser.add_argument("--port", action="append", default=[], metavar="NAME=N", help="a port that must be free")
     options = parser.parse_args(arguments)
 
-    here = os.path.dirname(os.path.abspath(__file__))
-    faults = [platform_fault(platform.system(), platform.machine(), c_library())]
-    interpreter = None
+    here = Path(__file__).resolve().parent
+    found = [platform_fault(platform.system(), platform.machine(), c_library())]
+    interpreter: Optional[str]
     if options.environment:
-        interpreter = os.path.join(options.environment, "bin", "python")
+        interpreter = str(Path(options.environment) / "bin" / "python")
         if probe(interpreter) is None:
-            faults.append(f"{interpreter} does not run any more; remove {options.environment} and start again.")
-        faults += disk_faults([here], RUN_GIGABYTES)
+            found.append(f"{interpreter} does not run any more; remove {options.environment} and start again.")
+        found += disk_faults([(here, RUN_GIGABYTES)])
     else:
+        downloads = Path(tempfile.gettempdir())
         interpreter, fault = choose_interpreter(options.python)
-        faults.append(fault)
-        faults += disk_faults([here, tempfile.gettempdir()], ENVIRONMENT_GIGABYTES)
+        found.append(fault)
+        found += disk_faults([(here, ENVIRONMENT_GIGABYTES + RUN_GIGABYTES), (downloads, DOWNLOAD_GIGABYTES)])
     for port in options.port:
         name, _, number = port.partition("=")
         if number:
-            faults.append(port_fault(name, number))
+            found.append(port_fault(name, number))
 
-    faults = [fault for fault in faults if fault]
+    faults = [fault for fault in found if fault]
     for fault in faults:
         print("preflight: " + fault, file=sys.stderr)
     if faults:
