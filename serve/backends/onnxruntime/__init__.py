@@ -1,0 +1,1 @@
+"""A stand-in for a compiled Triton backend; its files are copied into the backend directory and run there."""

@@ -1,0 +1,105 @@
+"""Is the answer right? The one question by which start, supervision and health are decided.
+
+Triton counts a model as ready while its Python stub is dead and every request fails, and a request may be answered by
+another server on the same port. So the server must call itself by our id, and each ensemble must answer the probe of
+its version's manifest as it did when the version was made. Plain HTTP with the standard library (the protocol is
+KServe's "v2 inference", github.com/triton-inference-server/server, docs/protocol): a process that starts a server,
+such as Locust's under gevent, then needs no gRPC threads for it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from typing import Any
+
+from serve.errors import ProbeError, ServeError
+from serve.repository import Probe
+
+# Between one machine's fp32 arithmetic and another's; a wrong temperature or label order is far beyond it.
+TOLERANCE = 1e-4
+
+
+class NotReadyError(ServeError):
+    """The server cannot be asked yet; within this package only."""
+
+
+def require_identity(url: str, server_id: str, timeout: float) -> None:
+    """Raise unless our server listens on `url`.
+
+    Raises:
+        NotReadyError: if nobody answers yet.
+        ProbeError: if another server does.
+    """
+    status, content = _call("GET", url, "/v2", None, timeout)
+    if status != http.client.OK:
+        raise NotReadyError(f"{url} answers with status {status}")
+    if content.get("name") != server_id:
+        raise ProbeError(f"another server ({content.get('name')}) answers on {url}; choose another port")
+
+
+def require_ready(url: str, model: str, timeout: float) -> None:
+    """Raise unless the server counts the model as ready.
+
+    Raises:
+        NotReadyError: if it does not.
+    """
+    status, _ = _call("GET", url, f"/v2/models/{model}/ready", None, timeout)
+    if status != http.client.OK:
+        raise NotReadyError(f"model {model!r} is not ready on {url} (status {status})")
+
+
+def require_right_answer(url: str, probe: Probe, timeout: float) -> None:
+    """Raise unless the probe's text gets the probe's answer, within `TOLERANCE`.
+
+    Raises:
+        NotReadyError: if the server cannot be reached.
+        ProbeError: if the inference fails, or its answer differs.
+    """
+    outputs = ["label", "probabilities", *(["total"] if probe.total is not None else [])]
+    request = {
+        "inputs": [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [probe.text]}],
+        "outputs": [{"name": name} for name in outputs],
+    }
+    status, content = _call("POST", url, f"/v2/models/{probe.model}/infer", request, timeout)
+    if status != http.client.OK:
+        raise ProbeError(
+            f"model {probe.model!r} fails a real inference (status {status}): {content.get('error', content)}"
+        )
+    answer = {output["name"]: output["data"] for output in content.get("outputs", [])}
+    expected: dict[str, list[Any]] = {"label": [probe.label], "probabilities": list(probe.probabilities)}
+    if probe.total is not None:
+        expected["total"] = [probe.total]
+    for name, right in expected.items():
+        given = answer.get(name, [])
+        if not _equal(given, right):
+            raise ProbeError(
+                f"model {probe.model!r} answers the probe of its manifest with {name} = {given}, recorded was {right}; "
+                "the version's files or the engine's libraries have changed: export the version again"
+            )
+
+
+def _equal(given: list[Any], right: list[Any]) -> bool:
+    if len(given) != len(right):
+        return False
+    return all(
+        abs(a - b) <= TOLERANCE if isinstance(a, int | float) and isinstance(b, float) else a == b
+        for a, b in zip(given, right, strict=True)
+    )
+
+
+def _call(method: str, url: str, path: str, body: dict[str, Any] | None, timeout: float) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection(url, timeout=timeout)
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body))
+        response = connection.getresponse()
+        text = response.read().decode("utf-8", errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise NotReadyError(f"{url} does not answer: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+    try:
+        content = json.loads(text) if text else {}
+    except ValueError:
+        content = {"error": text[:200]}
+    return response.status, content if isinstance(content, dict) else {}

@@ -1,0 +1,268 @@
+"""Start a server and hold it: from a repository folder to a process that was seen to answer rightly, and back.
+
+`start` decides the plan, lets an engine prepare the command (serve/embedded.py, serve/container.py), executes it, and
+returns only when a real inference on every ensemble is right. `Server.stop` drains what is queued and leaves neither
+processes nor shared memory.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import re
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from serve import embedded, leftovers, probe
+from serve.cache import servers_folder
+from serve.errors import PortTakenError, ServeError, StartupError
+from serve.leftovers import ProcessIdentity, ServerState
+from serve.plan import DRAIN_SECONDS, Launch, Plan, Ports
+from serve.ports import free_port, require_free
+from serve.repository import Repository, read_repository
+
+LOG = logging.getLogger("serve")
+
+Device = Literal["cpu", "gpu"]
+Engine = Literal["embedded", "container"]
+
+_POLL_SECONDS = 0.05
+_TAIL_LINES = 20
+_PORT_ATTEMPTS = 3  # a port that was free when it was picked may be taken when Triton, its models loaded, asks for it
+_IN_USE = re.compile(r"already in use|Address already in use|failed to bind|Unable to bind", re.IGNORECASE)
+_FAILED_LOAD = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*?)\"?$", re.MULTILINE)
+
+
+def start(
+    repository: Path,
+    *,
+    http_port: int | None = None,
+    grpc_port: int | None = None,
+    metrics_port: int | None = None,
+    host: str = "127.0.0.1",
+    device: Device = "cpu",
+    engine: Engine = "embedded",
+    models: Sequence[str] | None = None,
+    log_path: Path | None = None,
+    timeout: float = 60.0,
+) -> Server:
+    """Start Triton on `repository` and return when it answers rightly.
+
+    Args:
+        http_port, grpc_port, metrics_port: None picks a free one.
+        host: the address to listen on; only this machine by default.
+        device: "gpu" takes a model's `configs/gpu.pbtxt` where it has one.
+        models: the models to load; by default every ensemble with an exported version.
+        log_path: where the server's log is appended; by default a file that is removed when the server stops.
+        timeout: seconds until every ensemble must have answered its probe.
+
+    Raises:
+        ServeError: one of the tree in serve/errors.py; nothing is left running then.
+    """
+    for line in leftovers.sweep():
+        LOG.warning("%s", line)
+    content = read_repository(repository, device)
+    names = content.servable(models)
+    for attempt in range(1, _PORT_ATTEMPTS + 1):
+        ports = Ports(*(free_port(host) if p is None else p for p in (http_port, grpc_port, metrics_port)))
+        plan = Plan(secrets.token_hex(6), content, names, device, host, ports)
+        for port in filter(None, (http_port, grpc_port, metrics_port)):
+            require_free(host, port)
+        try:
+            return _launch(plan, _engine(engine)(plan), log_path, timeout)
+        except PortTakenError as error:
+            picked = error.port not in (http_port, grpc_port, metrics_port)
+            if not picked or attempt == _PORT_ATTEMPTS:
+                raise
+            LOG.info("%s; trying others", error)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _engine(name: Engine) -> Callable[[Plan], Launch]:
+    return {"embedded": embedded.prepare}[name]
+
+
+def _launch(plan: Plan, launch: Launch, log_path: Path | None, timeout: float) -> Server:
+    own_log = servers_folder() / f"{plan.token}.log"
+    state = ServerState(plan.token, plan.shm_prefix, launch.container, ProcessIdentity.of(os.getpid()), None)
+    state.write()
+    try:
+        with (log_path or own_log).open("ab") as log:
+            begin = log.tell()
+            # A session of its own: Ctrl-C in the terminal reaches the launcher, which then drains the server.
+            process = subprocess.Popen(
+                launch.command,
+                env=launch.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except BaseException:
+        leftovers.clean(state)
+        raise
+    server = Server(plan, process, state, log_path or own_log, begin, owns_log=log_path is None)
+    try:
+        server._wait_until_right(timeout)
+    except BaseException:
+        server.stop(drain=False)
+        raise
+    return server
+
+
+class Server:
+    """A running Triton; a context manager that stops it.
+
+    Attributes:
+        http_url, grpc_url, metrics_url: host and port, without scheme, as the clients take them.
+        pid: of the `tritonserver` process (of the Docker client with the container engine).
+        log_path: the server's log.
+        models: the names that were loaded.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        process: subprocess.Popen[bytes],
+        state: ServerState,
+        log_path: Path,
+        log_begin: int,
+        *,
+        owns_log: bool,
+    ) -> None:
+        reachable = "127.0.0.1" if plan.host in ("0.0.0.0", "::", "") else plan.host
+        self.http_url = f"{reachable}:{plan.ports.http}"
+        self.grpc_url = f"{reachable}:{plan.ports.grpc}"
+        self.metrics_url = f"{reachable}:{plan.ports.metrics}"
+        self.pid = process.pid
+        self.log_path = log_path
+        self.models = plan.models
+        self._plan = plan
+        self._process = process
+        self._log_begin = log_begin
+        self._owns_log = owns_log
+        self._stopped = False
+        self._launcher = os.getpid()
+        try:
+            self._state = ServerState(
+                state.token, state.shm_prefix, state.container, state.launcher, ProcessIdentity.of(process.pid)
+            )
+            self._state.write()
+        except ProcessLookupError:  # ended at once: _wait_until_right says why
+            self._state = state
+        atexit.register(self._stop_at_exit)
+
+    @property
+    def token(self) -> str:
+        """The marker of this server in its processes' environment and in the names of its shared memory."""
+        return self._plan.token
+
+    @property
+    def ports(self) -> Ports:
+        """The three ports."""
+        return self._plan.ports
+
+    @property
+    def repository(self) -> Repository:
+        """What it serves."""
+        return self._plan.repository
+
+    def is_running(self) -> bool:
+        """Whether the server's own process lives; `check` says whether it answers."""
+        return self._process.poll() is None
+
+    def check(self, timeout: float = 5.0) -> None:
+        """Ask every loaded model once, by a real inference where its manifest has a probe.
+
+        Raises:
+            ServeError: if the process has ended, does not answer within `timeout` seconds, or answers wrongly.
+        """
+        if not self.is_running():
+            raise StartupError(f"the server ended with status {self._process.returncode}", self.log_tail())
+        probe.require_identity(self.http_url, self._plan.server_id, timeout)
+        for model in self.models:
+            probe.require_ready(self.http_url, model, timeout)
+            expected = self.repository.probe(model)
+            if expected is not None:
+                probe.require_right_answer(self.http_url, expected, timeout)
+
+    def stop(self, *, drain: bool = True) -> None:
+        """End the server; with `drain`, requests that were accepted are answered first (up to 30 s).
+
+        May be called again; removes its shared memory and stub processes in any case.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        atexit.unregister(self._stop_at_exit)
+        if self.is_running():
+            self._process.terminate()
+            try:
+                # Unloading the models takes Triton some seconds of its own after the last request.
+                self._process.wait(DRAIN_SECONDS + 10 if drain else 5)
+            except subprocess.TimeoutExpired:
+                LOG.warning("server %d did not end in time and is killed", self.pid)
+                self._process.kill()
+        self._process.wait()
+        leftovers.clean(self._state)
+        if self._owns_log:
+            self.log_path.unlink(missing_ok=True)
+
+    def log_tail(self) -> str:
+        """The lines of this server's log that matter when it failed: errors, else the last ones."""
+        lines = self._log().splitlines()
+        errors = [line for line in lines if re.match(r"[EF]\d{4} |error:", line)]
+        return "\n".join((errors or lines)[-_TAIL_LINES:])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _log(self) -> str:
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_begin)
+            return log.read().decode("utf-8", errors="replace")
+
+    def _stop_at_exit(self) -> None:
+        if os.getpid() == self._launcher:  # not in a forked child, which inherits the registration
+            self.stop()
+
+    def _wait_until_right(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while True:
+            if not self.is_running():
+                raise self._startup_failure()
+            try:
+                self.check()
+                return
+            except probe.NotReadyError as error:
+                if time.monotonic() > deadline:
+                    raise StartupError(f"not ready after {timeout:g} s: {error}", self.log_tail()) from error
+            try:
+                self._process.wait(_POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+
+    def _startup_failure(self) -> ServeError:
+        log = self._log()
+        if _IN_USE.search(log):
+            for port in (self.ports.http, self.ports.grpc, self.ports.metrics):
+                try:
+                    require_free(self._plan.host, port)
+                except PortTakenError as taken:
+                    return taken
+        failed = {m["model"]: m["reason"] for m in _FAILED_LOAD.finditer(log)}
+        if failed:
+            reasons = "; ".join(f"model {model!r} could not be loaded: {reason}" for model, reason in failed.items())
+            return StartupError(reasons, self.log_tail())
+        return StartupError(f"the server ended with status {self._process.returncode} while starting", self.log_tail())
