@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.errors import DataError
-from train.labels import Labels, is_missing, name_labels, name_rows
+from train.labels import is_missing, match_labels, name_labels, name_rows
 from train.sources import Rows, Source, read_dataset, read_file, read_movie_reviews
 from train.splits import (
     BLOCKS,
@@ -33,6 +34,7 @@ from train.splits import (
 
 IMDB = "imdb"
 DEFAULT_FOLD = 4
+TRAINED, TESTED = "", " (test part)"  # how messages name the parts of a source
 _log = logging.getLogger(__name__)
 
 
@@ -95,13 +97,12 @@ def load_corpus(
     if limit is not None and limit < 1:
         raise DataError(f"a limit of {limit} rows leaves nothing; give at least 1")
     read = _read(source, text_column, label_column, cache_dir)
-    rows, test = read.rows, read.test
-    texts = _texts(rows, text_column, label_column, source)
-    test_texts = _texts(test, text_column, label_column, f"{source} (test)") if test else []
-    labels = name_labels([*rows.labels, *(test.labels if test else [])], read.class_names, label_column, source)
-    pool = Split(texts, labels.ids[: len(texts)])
-    own_test = Split(test_texts, labels.ids[len(texts) :]) if test else None
-    _every_class_is_trained(pool, labels, source)
+    raw = {TRAINED: read.rows} | ({TESTED: read.test} if read.test is not None else {})
+    texts = {part: _texts(rows, text_column, label_column, f"{source}{part}") for part, rows in raw.items()}
+    labels = name_labels({f"{source}{part}": rows.labels for part, rows in raw.items()}, read.class_names, label_column)
+    pool, *own = (Split(texts[part], labels.ids[f"{source}{part}"]) for part in raw)
+    own_test = own[0] if own else None
+    _every_class_is_trained(pool, own_test, labels.names, source)
 
     cleaned = remove_duplicates(pool.texts, pool.labels)
     if cleaned.contradictory_rows:
@@ -125,6 +126,7 @@ def load_corpus(
     if limit is not None:
         parts = {part: split.take(first_rows(split.labels, limit)) for part, split in parts.items()}
 
+    all_labels = np.concatenate(list(labels.ids.values()))
     provenance = {
         "source": source,
         "text_column": text_column,
@@ -132,7 +134,7 @@ def load_corpus(
         "fold": fold,
         "limit": limit,
         "origin": read.origin,
-        "rows_read": len(texts) + len(test_texts),
+        "rows_read": sum(map(len, texts.values())),
         "removed": {
             "exact_duplicates": cleaned.exact_duplicates,
             "duplicates_after_normalising_white_space": cleaned.near_duplicates,
@@ -140,13 +142,13 @@ def load_corpus(
             "also_in_test_part": in_test,
         },
         "classes": [
-            {"name": name, "values": list(values), "rows": int((labels.ids == index).sum())}
+            {"name": name, "values": list(values), "rows": int((all_labels == index).sum())}
             for index, (name, values) in enumerate(zip(labels.names, labels.values, strict=True))
         ],
         "rule": _rule(fold, held_out, own_test is not None),
         "rows": {part: len(parts[part]) for part in PARTS},
         "sha256": {
-            "data": sha256_of_rows([*texts, *test_texts], [labels.names[i] for i in labels.ids]),
+            "data": sha256_of_rows(chain(*texts.values()), (labels.names[label] for label in all_labels)),
             **{part: sha256_of_rows(parts[part].texts, parts[part].labels.tolist()) for part in PARTS},
         },
     }
@@ -176,6 +178,32 @@ def reload_corpus(provenance: Mapping[str, Any], cache_dir: Path | None = None) 
             "trained on, so held-out rows may have been trained on; restore the data, or train again"
         )
     return corpus
+
+
+def load_rows(
+    source: str,
+    label_names: tuple[str, ...],
+    text_column: str = "text",
+    label_column: str = "label",
+    *,
+    cache_dir: Path | None = None,
+) -> Split:
+    """Labelled rows for a model that exists: all rows of a file, or the test part of a data set that brings one.
+
+    Nothing is removed and nothing is cut. Labels are matched to the model's classes by name.
+
+    Raises:
+        DataError: for anything that cannot be read, or a label that is none of the model's classes.
+    """
+    read = _read(source, text_column, label_column, cache_dir)
+    rows = read.rows if read.test is None else read.test
+    texts = _texts(rows, text_column, label_column, source)
+    declared = read.class_names
+    values = rows.labels
+    if declared is not None:
+        labels = name_labels({source: values}, declared, label_column)
+        values = [declared[label] for label in labels.ids[source]]
+    return Split(texts, match_labels(values, label_names, label_column, source))
 
 
 def load_snippets(cache_dir: Path | None = None) -> Split:
@@ -212,19 +240,19 @@ def _texts(rows: Rows, text_column: str, label_column: str, where: str) -> list[
     other = [i for i, cell in enumerate(rows.texts) if not isinstance(cell, str)]
     if other:
         raise DataError(
-            f"{where}: column {text_column!r} must hold text, but {name_rows(other)} holds {rows.texts[other[0]]!r}"
+            f"{where}: column {text_column!r} must hold text, but {name_rows(other, 'holds')} {rows.texts[other[0]]!r}"
         )
     if not rows.texts:
         raise DataError(f"{where}: there are no rows")
     return list(rows.texts)
 
 
-def _every_class_is_trained(pool: Split, labels: Labels, source: str) -> None:
+def _every_class_is_trained(pool: Split, own_test: Split | None, names: tuple[str, ...], source: str) -> None:
     """A class that only the test part has would be scored and never learnt."""
-    for index, name in enumerate(labels.names):
+    for index, name in enumerate(names):
         if not (pool.labels == index).any():
-            rows = np.flatnonzero(labels.ids[len(pool) :] == index)
-            where = f"only in its test part ({name_rows(rows.tolist())})" if len(rows) else "nowhere"
+            tested = np.flatnonzero(own_test.labels == index).tolist() if own_test is not None else []
+            where = f"only in its test part ({name_rows(tested)})" if tested else "nowhere"
             raise DataError(f"{source}: class {name!r} occurs {where}; add training rows for it, or remove it")
 
 

@@ -1,0 +1,126 @@
+"""What is learned before the trunk: tokenizer, n-gram evidence, word vectors; made once a run and kept beside it.
+
+They depend on the training part and the preset alone, so a resumed run loads them instead of fitting them again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+
+from train.checkpoint import verify, written_whole
+from train.data import Corpus
+from train.embedding import ppmi_vectors
+from train.errors import CheckpointError
+from train.evidence import EvidenceTables, fit_evidence
+from train.model.bet import BetForSequenceClassification
+from train.model.config import BetConfig
+from train.model.evidence import HASH_FACTORS
+from train.prediction import Ids
+from train.preset import Preset
+from train.tokenizer import encode, load_tokenizer, save_tokenizer, train_tokenizer
+
+_log = logging.getLogger(__name__)
+_ARRAYS = "features.safetensors"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Learned before the trunk."""
+
+    tokenizer: Tokenizer
+    tables: EvidenceTables
+    vectors: npt.NDArray[np.float32]  # [V, embedding_size]
+
+
+def prepare_features(corpus: Corpus, preset: Preset, folder: Path, *, seed: int, threads: int) -> tuple[Features, list[Ids]]:
+    """Features from the training part, and its token ids; loaded from `folder` where they lie there whole."""
+    config = BetConfig(**preset.model)
+    if folder.is_dir():
+        try:
+            verify(folder)
+        except CheckpointError as error:
+            _log.warning("features are made again: %s", error)
+        else:
+            features = _load(folder)
+            _log.info("tokenizer, evidence and word vectors: reused from %s", folder)
+            return features, encode(features.tokenizer, corpus.train.texts, config.max_tokens, config.head_tokens)
+    started = time.perf_counter()
+    tokenizer = train_tokenizer(corpus.train.texts, preset.tokenizer.vocab_size)
+    documents = encode(tokenizer, corpus.train.texts, config.max_tokens, config.head_tokens)
+    vocab_size = tokenizer.get_vocab_size()
+    _log.info("tokenizer: %d pieces, %.0f s", vocab_size, time.perf_counter() - started)
+    started = time.perf_counter()
+    with ThreadPoolExecutor(1) as pool:
+        vectors = pool.submit(ppmi_vectors, documents, vocab_size, config.embedding_size, seed=seed)
+        tables = fit_evidence(
+            documents,
+            corpus.train.labels,
+            num_classes=len(corpus.label_names),
+            vocab_size=vocab_size,
+            slots=config.hash_slots,
+            folds=preset.evidence.folds,
+            inverse_regularisation=preset.evidence.inverse_regularisation,
+            crop_weight=preset.evidence.crop_weight,
+            seed=seed,
+            threads=threads,
+        )
+        features = Features(tokenizer, tables, vectors.result())
+    accuracy = (_as_class(tables.out_of_fold) == corpus.train.labels).mean()
+    _log.info("evidence: out-of-fold accuracy %.4f, %.0f s", accuracy, time.perf_counter() - started)
+    with written_whole(folder) as staging:
+        _save(features, staging)
+    return features, documents
+
+
+def build_model(config: BetConfig, features: Features) -> BetForSequenceClassification:
+    """A model with these features in place and an untrained trunk (seed torch before)."""
+    model = BetForSequenceClassification(config)
+    tables = features.tables
+    with torch.no_grad():
+        model.evidence.unigram.copy_(torch.from_numpy(tables.unigram))
+        model.evidence.bias.copy_(torch.from_numpy(tables.bias))
+        for n in HASH_FACTORS:
+            getattr(model.evidence, f"fingerprint_{n}").copy_(torch.from_numpy(tables.fingerprints[n]))
+            getattr(model.evidence, f"evidence_{n}").copy_(torch.from_numpy(tables.tables[n]))
+        model.trunk.embedding.weight.copy_(torch.from_numpy(features.vectors))
+    return model
+
+
+def _as_class(scores: npt.NDArray[np.float32]) -> Ids:
+    return (scores[:, 0] > 0).astype(np.int64) if scores.shape[1] == 1 else scores.argmax(1)
+
+
+def _save(features: Features, folder: Path) -> None:
+    save_tokenizer(features.tokenizer, folder)
+    tables = features.tables
+    arrays = {
+        "vectors": features.vectors,
+        "unigram": tables.unigram,
+        "bias": tables.bias,
+        "out_of_fold": tables.out_of_fold,
+        **{f"fingerprint_{n}": tables.fingerprints[n] for n in HASH_FACTORS},
+        **{f"evidence_{n}": tables.tables[n] for n in HASH_FACTORS},
+    }
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _ARRAYS)
+
+
+def _load(folder: Path) -> Features:
+    arrays = load_file(folder / _ARRAYS)
+    tables = EvidenceTables(
+        unigram=arrays["unigram"],
+        fingerprints={n: arrays[f"fingerprint_{n}"] for n in HASH_FACTORS},
+        tables={n: arrays[f"evidence_{n}"] for n in HASH_FACTORS},
+        bias=arrays["bias"],
+        out_of_fold=arrays["out_of_fold"],
+    )
+    return Features(load_tokenizer(folder), tables, arrays["vectors"])

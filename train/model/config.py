@@ -1,0 +1,135 @@
+"""Configuration of the Bayesian Expectation Transformer, stored as `config.json` beside its weights.
+
+Every default is the recipe's; where a number was chosen by measurement, the reason stands beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from train.errors import ConfigError
+
+
+class BetConfig(PretrainedConfig):
+    """Sizes and constants of a `BetForSequenceClassification`.
+
+    Args:
+        vocab_size: entries of the WordPiece vocabulary.
+        embedding_size: width of the frozen PPMI word vectors.
+        hidden_size: width of the trunk.
+        num_attention_heads: heads of the trunk's attention and of the read-out.
+        intermediate_size: width of the feed-forward layers.
+        num_hidden_layers: blocks of the trunk.
+        segment_length: tokens in a segment; attention stays inside one, so cost grows linearly with tokens.
+        orders: segment orders that the served read-out averages over.
+        training_orders: orders drawn anew for every training step (the first is always the text's own).
+        max_tokens: tokens of a text that the model reads.
+        head_tokens: of these, how many are taken from the beginning when a text is longer; the rest come from its end.
+        hash_slots: slots of each n-gram table (n = 2, 3); a power of two is not needed.
+        hidden_dropout: dropout inside the trunk.
+        token_dropout: share of tokens replaced by [UNK] in training.
+        rotary_base: base of the rotary frequencies. Segments are short, so the usual 10,000 would waste half of them.
+        noise_nodes: nodes at which the logit's normal distribution is integrated; two classes use Gauss-Hermite
+            quadrature (exact for smooth functions at nine), more classes this many times eight quasi-random points.
+        budget_gap, budget_epsilon: constants of the evidence budget (see `train.model.budget`).
+        order_seed: seed of the fixed segment orders.
+
+    Raises:
+        ConfigError: listing every value that cannot work.
+    """
+
+    model_type = "bet"
+
+    def __init__(
+        self,
+        vocab_size: int = 30_000,
+        embedding_size: int = 128,
+        hidden_size: int = 64,
+        num_attention_heads: int = 4,
+        intermediate_size: int = 128,
+        num_hidden_layers: int = 1,
+        segment_length: int = 16,
+        orders: int = 8,
+        training_orders: int = 2,
+        max_tokens: int = 512,
+        head_tokens: int = 128,
+        hash_slots: int = 1 << 18,
+        hidden_dropout: float = 0.2,
+        token_dropout: float = 0.15,
+        rotary_base: float = 1000.0,
+        noise_nodes: int = 9,
+        budget_gap: float = 1.0,
+        budget_epsilon: float = 0.05,
+        order_seed: int = 0,
+        pad_token_id: int = 0,
+        unk_token_id: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.embedding_size = embedding_size
+        self.hidden_size = hidden_size
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.segment_length = segment_length
+        self.orders = orders
+        self.training_orders = training_orders
+        self.max_tokens = max_tokens
+        self.head_tokens = head_tokens
+        self.hash_slots = hash_slots
+        self.hidden_dropout = hidden_dropout
+        self.token_dropout = token_dropout
+        self.rotary_base = rotary_base
+        self.noise_nodes = noise_nodes
+        self.budget_gap = budget_gap
+        self.budget_epsilon = budget_epsilon
+        self.order_seed = order_seed
+        self.unk_token_id = unk_token_id
+        super().__init__(pad_token_id=pad_token_id, **kwargs)
+        faults = self._faults()
+        if faults:
+            raise ConfigError("the model configuration cannot work: " + "; ".join(faults))
+
+    @property
+    def logit_columns(self) -> int:
+        """Columns of a logit: one (the log-odds) for two classes, else one for each class."""
+        return 1 if self.num_labels == 2 else int(self.num_labels)
+
+    @property
+    def max_segments(self) -> int:
+        """Most segments of one text."""
+        return -(-self.max_tokens // self.segment_length)
+
+    def _faults(self) -> list[str]:
+        faults = [
+            f"{name} = {getattr(self, name)!r}, must be at least 1"
+            for name in (
+                "vocab_size",
+                "embedding_size",
+                "hidden_size",
+                "num_attention_heads",
+                "intermediate_size",
+                "segment_length",
+                "orders",
+                "training_orders",
+                "max_tokens",
+                "hash_slots",
+                "noise_nodes",
+            )
+            if getattr(self, name) < 1
+        ]
+        if self.num_labels < 2:
+            faults.append(f"{self.num_labels} classes, must be at least 2")
+        if not faults and self.hidden_size % (2 * self.num_attention_heads):
+            faults.append(
+                f"hidden_size = {self.hidden_size} is not a multiple of twice num_attention_heads = "
+                f"{self.num_attention_heads} (rotary embedding turns pairs)"
+            )
+        if not 0 <= self.head_tokens <= self.max_tokens:
+            faults.append(f"head_tokens = {self.head_tokens} is not between 0 and max_tokens = {self.max_tokens}")
+        for name in ("hidden_dropout", "token_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                faults.append(f"{name} = {getattr(self, name)!r} is not in [0, 1)")
+        return faults

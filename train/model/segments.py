@@ -1,0 +1,90 @@
+"""Packing: texts of any lengths, end to end, cut into segments of equal length; no padding between texts.
+
+The whole model works on this form. `input_ids` are the tokens of all texts, one after the other, `lengths` says how
+many belong to each. The trunk attends inside segments of `c` tokens, so a batch is `T // c + R` segment slots whatever
+the lengths are: shapes depend on the shapes of the input alone, which is what exporters and a batching server need.
+
+Notation used in all modules of this package:
+    R texts (rows), T tokens of all texts, c tokens in a segment, S segment slots, K orders, H heads, e = width / H,
+    C classes, L logit columns.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FILL = -1  # completes the shorter texts of a rectangular request; no text can produce it, so it counts as nothing
+
+
+class Tokens(NamedTuple):
+    """Tokens of all texts with the text that each belongs to."""
+
+    ids: Tensor  # [T] int64, FILL where a token is to be ignored
+    row: Tensor  # [T] int64, the text of each token
+    lengths: Tensor  # [R] int64, tokens that count, per text
+
+
+class Segments(NamedTuple):
+    """The same tokens laid out in segment slots."""
+
+    ids: Tensor  # [S, c] int64, 0 where the mask is False
+    mask: Tensor  # [S, c] bool
+    row: Tensor  # [S] int64, the text of each slot
+    index: Tensor  # [S] int64, place of the slot within its text
+    count: Tensor  # [R] int64, segments of each text, at least 1
+
+
+def read_tokens(input_ids: Tensor, lengths: Tensor, max_length: int) -> Tokens:
+    """Assign tokens to texts and ignore what must not count.
+
+    A text that is longer than `max_length` keeps its first `max_length` tokens; a text of length 0 has none. Neither
+    moves the tokens of its neighbours: starts come from the lengths as given.
+
+    Args:
+        input_ids: [T] int64, texts end to end; `FILL` at the end of a text counts as nothing.
+        lengths: [R, 1] int32 or int64, tokens of each text, fill included.
+        max_length: tokens that a text may have.
+    """
+    width = lengths[:, 0].to(torch.int64).clamp(min=0)
+    ends = torch.cumsum(width, 0)
+    position = torch.arange(input_ids.shape[0], device=input_ids.device)
+    row = (position[:, None] >= ends[None, :]).sum(1).clamp(max=width.shape[0] - 1)
+    place = position - (ends - width)[row]
+    counts = (input_ids >= 0) & (place < torch.clamp(width, max=max_length)[row])
+    ids = torch.where(counts, input_ids, FILL)
+    true = torch.zeros_like(width).scatter_add(0, row, counts.to(torch.int64))
+    return Tokens(ids, row, true)
+
+
+def segment(tokens: Tokens, input_lengths: Tensor, c: int) -> Segments:
+    """Cut every text into segments of `c` tokens.
+
+    Args:
+        tokens: of `read_tokens`.
+        input_lengths: [R, 1], the lengths that were given (fill included): where each text starts.
+        c: tokens in a segment.
+    """
+    total, rows = tokens.ids.shape[0], tokens.lengths.shape[0]
+    device = tokens.ids.device
+    width = input_lengths[:, 0].to(torch.int64).clamp(min=0)
+    start = torch.cumsum(width, 0) - width
+    count = torch.div(tokens.lengths + (c - 1), c, rounding_mode="floor").clamp(min=1)
+    last = torch.cumsum(count, 0)
+    # T // c + R slots always suffice: a text needs at most one segment beyond its full ones. The surplus is masked.
+    slot = torch.arange(total // c + rows, device=device)
+    row = (slot[:, None] >= last[None, :]).sum(1).clamp(max=rows - 1)
+    index = slot - (last - count)[row]
+    offset = index[:, None] * c + torch.arange(c, device=device)[None, :]
+    mask = offset < tokens.lengths[row][:, None]
+    ids = tokens.ids[(start[row][:, None] + offset).clamp(max=total - 1)]
+    mask = mask & (ids >= 0)
+    return Segments(torch.where(mask, ids, 0), mask, row, torch.minimum(index, count[row] - 1), count)
+
+
+def sum_by_row(values: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Sum `values` [N, F] over the entries of each text: [rows, F]."""
+    out = torch.zeros(rows, values.shape[1], dtype=values.dtype, device=values.device)
+    return out.scatter_add(0, row[:, None].expand(-1, values.shape[1]), values)
