@@ -1,1 +1,40 @@
-"""Clients for the served classifier."""
+"""Clients for a text classifier that knows when it does not know: the public names of the package.
+
+`Client` and `AsyncClient` ask the ensemble that Triton serves and give a `Prediction` per text; `errors` draws the
+tree of what can go wrong.
+"""
+
+from bet_client.aio import AsyncClient
+from bet_client.contract import MAX_REQUEST_BYTES
+from bet_client.errors import (
+    BetClientError,
+    ClientStateError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    IncompatibleModelError,
+    InvalidInputError,
+    ModelNotFoundError,
+    ServerError,
+    TransportError,
+    UnavailableError,
+)
+from bet_client.sync import Client
+from bet_client.types import Diagnostics, Prediction
+
+__all__ = [
+    "MAX_REQUEST_BYTES",
+    "AsyncClient",
+    "BetClientError",
+    "Client",
+    "ClientStateError",
+    "ConnectionFailedError",
+    "DeadlineExceededError",
+    "Diagnostics",
+    "IncompatibleModelError",
+    "InvalidInputError",
+    "ModelNotFoundError",
+    "Prediction",
+    "ServerError",
+    "TransportError",
+    "UnavailableError",
+]

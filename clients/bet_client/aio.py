@@ -1,0 +1,98 @@
+"""`AsyncClient`: calls that an event loop awaits; the mirror image of `sync.Client`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from bet_client.errors import BetClientError, ClientStateError
+from bet_client.flow import Flow, Session, T
+from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, check_settings
+from bet_client.transport_aio import AsyncTransport, open_transport
+from bet_client.types import Prediction
+
+
+class AsyncClient:
+    """Asks the served classifier without blocking the event loop, over gRPC or HTTP.
+
+    One client may be shared by any number of tasks of one event loop; it belongs to the loop and the process of its
+    first call, and raises `ClientStateError` in any other. Arguments as for `Client`.
+
+    Raises:
+        ValueError: if an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        protocol: Protocol = "grpc",
+        model: str = "bet",
+        timeout: float = DEFAULT_TIMEOUT,
+        max_rows: int = DEFAULT_MAX_ROWS,
+    ) -> None:
+        self._settings = check_settings(url, protocol, model, timeout, max_rows)
+        self._session = Session(self._settings)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._transport: AsyncTransport | None = None
+
+    async def predict(self, text: str, *, diagnostics: bool = False, timeout: float | None = None) -> Prediction:
+        """Classify one text; see `Client.predict`."""
+        return await self._run(self._session.predict(text, diagnostics=diagnostics), timeout)
+
+    async def predict_many(
+        self, texts: Iterable[str], *, diagnostics: bool = False, timeout: float | None = None
+    ) -> list[Prediction | BetClientError]:
+        """Classify texts, each for itself; see `Client.predict_many`."""
+        return await self._run(self._session.predict_many(texts, diagnostics=diagnostics), timeout)
+
+    @property
+    def labels(self) -> Coroutine[Any, Any, tuple[str, ...]]:
+        """The names of the classes, in class order: ``await client.labels``; see `Client.labels`."""
+        return self._run(self._session.labels(), None)
+
+    async def is_ready(self, *, timeout: float | None = None) -> bool:
+        """Whether the server can be reached and says that the model is ready."""
+        return await self._run(self._session.is_ready(), timeout)
+
+    async def close(self) -> None:
+        """Give the connections back; further calls raise `ClientStateError`."""
+        if not self._session.closed:
+            self._session.closed = True
+            if self._transport is not None:
+                await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self, flow: Flow[T], timeout: float | None) -> T:
+        """Drive a flow: send what it yields, hand it the replies, return its result."""
+        deadline = self._session.begin(timeout)
+        transport = self._open_transport()
+        try:
+            call = next(flow)
+            while True:
+                try:
+                    reply = await transport.send(call, deadline)
+                except BetClientError as error:
+                    call = flow.throw(self._session.explain(error))
+                else:
+                    call = flow.send(reply)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _open_transport(self) -> AsyncTransport:
+        loop = asyncio.get_running_loop()
+        if self._transport is None:
+            self._loop, self._transport = loop, open_transport(self._settings)
+        if self._loop is not loop:
+            raise ClientStateError("the client belongs to another event loop; make one in each")
+        return self._transport

@@ -1,0 +1,34 @@
+"""The time that is left to a call: one deadline covers everything the call does, however many requests that takes."""
+
+from __future__ import annotations
+
+import time
+
+from bet_client.errors import DeadlineExceededError
+
+
+class Deadline:
+    """A point in time, made from a timeout in seconds, and whose answer it is that must come by then."""
+
+    def __init__(self, timeout: float, address: str) -> None:
+        self.address = address
+        self._timeout = timeout
+        self._end = time.monotonic() + timeout
+
+    def remaining(self) -> float:
+        """Seconds left, always positive.
+
+        Raises:
+            DeadlineExceededError: if none are left.
+        """
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise self.exceeded()
+        return left
+
+    def exceeded(self) -> DeadlineExceededError:
+        """The error for a call whose time ran out."""
+        return DeadlineExceededError(
+            f"no answer from {self.address} within {self._timeout:g} s; give the call a longer timeout, or see whether "
+            "the server is overloaded"
+        )

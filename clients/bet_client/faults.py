@@ -1,0 +1,95 @@
+"""Failures as gRPC, HTTP and tritonclient report them, turned into the error tree.
+
+tritonclient has one exception class for everything, and HTTP has numbers; both are mapped here and nowhere else, so
+that the same fault is the same class on both protocols. Codes are those that Triton 2.51 was seen to send.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from tritonclient.utils import InferenceServerException
+
+from bet_client.deadline import Deadline
+from bet_client.errors import (
+    BetClientError,
+    ConnectionFailedError,
+    IncompatibleModelError,
+    InvalidInputError,
+    ModelNotFoundError,
+    ServerError,
+    UnavailableError,
+)
+
+# gRPC has one code, UNAVAILABLE, for "I could not connect" and for "the server says it is too busy", and nothing in
+# the error but its words tells them apart (grpcio 1.85: no metadata, no peer). These are the words of gRPC itself.
+_BROKEN_CHANNEL = re.compile(
+    r"failed to connect|errors? resolving|DNS resolution|name resolution|address list|socket closed|stream removed"
+    r"|connection (reset|refused|closed|aborted|timed out)|broken pipe|recvmsg|sendmsg|goaway|keepalive"
+    r"|transport closed|endpoint clos",
+    re.IGNORECASE,
+)
+
+# Triton answers with these where the client and the model no longer agree about the tensors.
+_DISAGREEMENT = re.compile(
+    r"unexpected inference (in|out)put|expected \d+ inputs|unexpected shape for input", re.IGNORECASE
+)
+
+_UNKNOWN_MODEL = re.compile(r"unknown model", re.IGNORECASE)
+
+_REQUEST_ID = re.compile(r"^\[request id: [^\]]*\] ")
+
+_GRPC_TO_HTTP = {
+    "INVALID_ARGUMENT": 400,
+    "NOT_FOUND": 404,
+    "RESOURCE_EXHAUSTED": 429,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
+
+
+def from_grpc(error: InferenceServerException, deadline: Deadline) -> BetClientError:
+    """The typed error for what tritonclient's gRPC clients raise."""
+    code = str(error.status() or "").removeprefix("StatusCode.")
+    message = str(error.message() or "")
+    if code == "UNAVAILABLE" and _BROKEN_CHANNEL.search(message):
+        return unreachable(deadline.address, message)
+    return _typed(_GRPC_TO_HTTP.get(code, 500), code, message, deadline)
+
+
+def from_http(status: int, body: bytes, deadline: Deadline) -> BetClientError:
+    """The typed error for an HTTP answer other than 200."""
+    text = body.decode("utf-8", errors="replace")
+    try:
+        message = str(json.loads(text)["error"])
+    except (ValueError, KeyError, TypeError):
+        message = text.strip()[:500]  # a proxy's page rather than Triton's JSON
+    return _typed(status, f"HTTP {status}", message, deadline)
+
+
+def unreachable(address: str, cause: object) -> ConnectionFailedError:
+    """The error for a connection that could not be made or that broke."""
+    return ConnectionFailedError(
+        f"no connection to {address} ({cause}); check that the server runs and that this is its port for the protocol "
+        "(Triton: 8001 for gRPC, 8000 for HTTP)"
+    )
+
+
+def _typed(status: int, code: str, message: str, deadline: Deadline) -> BetClientError:
+    message = _REQUEST_ID.sub("", message)
+    if status == 404 or (status == 400 and _UNKNOWN_MODEL.search(message)):
+        return ModelNotFoundError(
+            f"the server at {deadline.address} does not serve this model: {message}; check the model's name"
+        )
+    if status == 400 and _DISAGREEMENT.search(message):
+        return IncompatibleModelError(
+            f"the model at {deadline.address} takes or gives other tensors than asked for: {message}"
+        )
+    if status in (400, 413):
+        return InvalidInputError(message or f"the server at {deadline.address} refused the request ({code})")
+    if status in (429, 503):
+        return UnavailableError(f"the server at {deadline.address} cannot answer now: {message}; try again later")
+    if status in (408, 504):
+        return deadline.exceeded()
+    return ServerError(f"the server at {deadline.address} failed ({code}): {message}")

@@ -1,0 +1,159 @@
+"""What a client does in one call, written once for `Client` and `AsyncClient`.
+
+A flow is a generator: it yields the `Call`s that it needs, gets their replies (or has the error thrown in), and
+returns the result. Who drives it decides whether waiting blocks a thread or yields to an event loop; the decisions -
+what is checked before sending, how a list is cut, what happens to a bad item's neighbours - are made here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterable
+from typing import Any, TypeVar
+
+from bet_client.contract import ModelContract, read_contract
+from bet_client.deadline import Deadline
+from bet_client.errors import (
+    BetClientError,
+    ClientStateError,
+    IncompatibleModelError,
+    InvalidInputError,
+    ModelNotFoundError,
+    ServerError,
+    TransportError,
+)
+from bet_client.settings import Settings, check_timeout
+from bet_client.types import Prediction
+from bet_client.wire import Call, CheckReady, Infer, ReadConfig, Row, encode_text, read_predictions, split_rows
+
+T = TypeVar("T")
+Flow = Generator[Call, Any, T]
+Answer = Prediction | BetClientError
+
+
+class Session:
+    """One client's state, which its flows share: what was learned about the model, and whether calls may be made."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.closed = False
+        self._settings = settings
+        self._model = settings.model
+        self._process = os.getpid()
+        # Set by whichever thread reads the configuration first; two that race read the same thing twice.
+        self._contract: ModelContract | None = None
+
+    def begin(self, timeout: float | None) -> Deadline:
+        """The deadline of a call that begins now; `timeout` in seconds, or None for the client's own.
+
+        Raises:
+            ClientStateError: if the client is closed or was carried over a fork, which a gRPC channel does not survive.
+            ValueError: if the timeout is not a positive, finite number.
+        """
+        if self.closed:
+            raise ClientStateError("the client is closed; make a new one")
+        if self._process != os.getpid():
+            raise ClientStateError(
+                f"the client was made in process {self._process} and cannot be used in its fork {os.getpid()}; "
+                "make one in each process"
+            )
+        seconds = self._settings.timeout if timeout is None else check_timeout(timeout)
+        return Deadline(seconds, self._settings.address)
+
+    def explain(self, error: BetClientError) -> BetClientError:
+        """What a failed call is to be told: closing the client breaks the calls under way, whatever they met."""
+        if not self.closed:
+            return error
+        closed = ClientStateError("the client was closed during the call")
+        closed.__cause__ = error
+        return closed
+
+    def labels(self) -> Flow[tuple[str, ...]]:
+        """The names of the classes, in class order."""
+        contract = yield from self._known_contract()
+        return contract.labels
+
+    def is_ready(self) -> Flow[bool]:
+        """Whether the server can be reached and says that the model is ready."""
+        try:
+            ready: bool = yield CheckReady(self._model)
+        except (TransportError, ServerError):
+            return False  # that is the answer to the question
+        return ready
+
+    def predict(self, text: str, *, diagnostics: bool) -> Flow[Prediction]:
+        """The answer to one text, or its error raised."""
+        [answer] = yield from self.predict_many([text], diagnostics=diagnostics)
+        if isinstance(answer, BetClientError):
+            raise answer
+        return answer
+
+    def predict_many(self, texts: Iterable[str], *, diagnostics: bool) -> Flow[list[Answer]]:
+        """For each text its answer or its own error, in order."""
+        if isinstance(texts, str | bytes):
+            raise TypeError("predict_many takes a list of texts; for one text call predict")
+        answers: dict[int, Answer] = {}
+        rows: list[Row] = []
+        number = 0
+        for number, text in enumerate(texts, start=1):
+            try:
+                rows.append((number - 1, encode_text(text)))
+            except InvalidInputError as error:
+                answers[number - 1] = error
+        if rows:
+            try:
+                yield from self._send_all(rows, answers, diagnostics)
+            except ClientStateError:
+                raise
+            except BetClientError as error:
+                # It concerns the call, not an item: whoever has no answer yet has this one.
+                for place, _ in rows:
+                    answers.setdefault(place, error)
+        return [answers[place] for place in range(number)]
+
+    def _send_all(self, rows: list[Row], answers: dict[int, Answer], diagnostics: bool) -> Flow[None]:
+        contract = yield from self._known_contract()
+        sendable = []
+        for row in rows:
+            try:
+                contract.check_length(row[1])
+                sendable.append(row)
+            except InvalidInputError as error:
+                answers[row[0]] = error
+        chunks = deque(split_rows(sendable, min(self._settings.max_rows, contract.max_rows)))
+        while chunks:
+            chunk = chunks.popleft()
+            try:
+                predictions = yield from self._infer(tuple(raw for _, raw in chunk), diagnostics)
+            except InvalidInputError as error:
+                if len(chunk) > 1:  # some row is bad, and Triton refused all: each row by itself
+                    chunks.extendleft([row] for row in reversed(chunk))
+                else:
+                    answers[chunk[0][0]] = error
+            except (ModelNotFoundError, IncompatibleModelError):
+                raise  # it will not be otherwise for the next request
+            except ServerError as error:
+                answers.update((place, error) for place, _ in chunk)
+            else:
+                answers.update((place, answer) for (place, _), answer in zip(chunk, predictions, strict=True))
+
+    def _infer(self, texts: tuple[bytes, ...], diagnostics: bool) -> Flow[list[Prediction]]:
+        try:
+            return (yield from self._infer_once(texts, diagnostics))
+        except IncompatibleModelError:
+            # The model may have been replaced by one with other labels or outputs: look again, once.
+            self._contract = None
+            return (yield from self._infer_once(texts, diagnostics))
+
+    def _infer_once(self, texts: tuple[bytes, ...], diagnostics: bool) -> Flow[list[Prediction]]:
+        contract = yield from self._known_contract()
+        outputs = contract.wanted(diagnostics=diagnostics)
+        answers = yield Infer(self._model, texts, outputs)
+        return read_predictions(answers, contract, rows=len(texts), outputs=outputs, diagnostics=diagnostics)
+
+    def _known_contract(self) -> Flow[ModelContract]:
+        contract = self._contract
+        if contract is None:
+            config = yield ReadConfig(self._model)
+            contract = self._contract = read_contract(self._model, config)
+        return contract

@@ -1,0 +1,90 @@
+"""The arguments of a client, checked once where they enter, with every fault named in one error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+from urllib.parse import urlsplit
+
+Protocol = Literal["grpc", "http"]
+
+DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
+"""Triton's own."""
+
+DEFAULT_TIMEOUT = 10.0
+"""Seconds for a whole call. Finite on purpose: tritonclient would wait for ever."""
+
+DEFAULT_MAX_ROWS = 32
+"""Texts in one request: the least `max_batch_size` that a served model promises."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where to call, which model, and within which limits."""
+
+    host: str
+    port: int
+    protocol: Protocol
+    model: str
+    timeout: float
+    max_rows: int
+
+    @property
+    def address(self) -> str:
+        """``host:port``, with brackets round an IPv6 address."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def check_settings(url: str | None, protocol: str, model: str, timeout: float, max_rows: int) -> Settings:
+    """Validate a client's arguments.
+
+    Raises:
+        ValueError: naming each argument that cannot be used, and what to write instead.
+    """
+    faults = []
+    if protocol not in get_args(Protocol):
+        faults.append(f"protocol {protocol!r} is not known; write 'grpc' or 'http'")
+    host, port = "", 0
+    try:
+        host, port = _split_address(url, DEFAULT_PORTS.get(protocol, 0))
+    except ValueError as error:
+        faults.append(str(error))
+    if not isinstance(model, str) or not model:
+        faults.append(f"model {model!r} is not a name; write for instance 'bet'")
+    try:
+        check_timeout(timeout)
+    except ValueError as error:
+        faults.append(str(error))
+    if not isinstance(max_rows, int) or max_rows < 1:
+        faults.append(f"max_rows {max_rows!r} is not a positive number of texts")
+    if faults:
+        raise ValueError("; ".join(faults))
+    return Settings(host, port, "http" if protocol == "http" else "grpc", model, float(timeout), max_rows)
+
+
+def check_timeout(timeout: float) -> float:
+    """A timeout in seconds, if it is one.
+
+    Raises:
+        ValueError: if it is not a positive finite number.
+    """
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        raise ValueError(f"timeout {timeout!r} is not a positive, finite number of seconds")
+    return float(timeout)
+
+
+def _split_address(url: str | None, default_port: int) -> tuple[str, int]:
+    if url is None:
+        return "localhost", default_port
+    advice = f"url {url!r} is not an address; write host:port without a scheme or path, for instance 'localhost:8001'"
+    if not isinstance(url, str) or "/" in url or any(character.isspace() for character in url):
+        raise ValueError(advice)
+    try:
+        parts = urlsplit(f"//{url}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(advice) from None
+    if not host or parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(advice)
+    return host, default_port if port is None else port

@@ -1,0 +1,120 @@
+"""`Client`: calls that block the calling thread; `aio.AsyncClient` is its mirror image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from bet_client.errors import BetClientError
+from bet_client.flow import Flow, Session, T
+from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, check_settings
+from bet_client.transport import open_transport
+from bet_client.types import Prediction
+
+
+class Client:
+    """Asks the served classifier, over gRPC or HTTP.
+
+    One client may be shared by any number of threads, and closed by any of them. It belongs to the process that made
+    it: in a forked child each call raises `ClientStateError` at once, and the child makes a client of its own.
+
+    Args:
+        url: ``host:port``; by default Triton's own port of the protocol on this machine.
+        protocol: ``grpc`` or ``http``. Answers and errors are the same.
+        model: name of the served ensemble.
+        timeout: seconds for each whole call, however many requests it takes.
+        max_rows: most texts in one request; the model's own limit is kept as well.
+
+    Raises:
+        ValueError: if an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        protocol: Protocol = "grpc",
+        model: str = "bet",
+        timeout: float = DEFAULT_TIMEOUT,
+        max_rows: int = DEFAULT_MAX_ROWS,
+    ) -> None:
+        settings = check_settings(url, protocol, model, timeout, max_rows)
+        self._session = Session(settings)
+        self._transport = open_transport(settings)
+
+    def predict(self, text: str, *, diagnostics: bool = False, timeout: float | None = None) -> Prediction:
+        """Classify one text.
+
+        Args:
+            text: what to classify; NUL characters and special tokens are plain text.
+            diagnostics: also ask for `Prediction.diagnostics`.
+            timeout: seconds for this call instead of the client's.
+
+        Raises:
+            BetClientError: see `bet_client.errors`.
+        """
+        return self._run(self._session.predict(text, diagnostics=diagnostics), timeout)
+
+    def predict_many(
+        self, texts: Iterable[str], *, diagnostics: bool = False, timeout: float | None = None
+    ) -> list[Prediction | BetClientError]:
+        """Classify texts, each for itself: as many answers as texts, in their order.
+
+        A text that is refused has its `InvalidInputError` in its place, and the others have their answers. Where a
+        request fails, or the deadline passes, the texts concerned have that error in their places; answers that came
+        before it are kept.
+
+        Args:
+            texts: any number of texts; they travel in requests of at most `max_rows` rows.
+            diagnostics: also ask for `Prediction.diagnostics`.
+            timeout: seconds for this whole call instead of the client's.
+
+        Raises:
+            ClientStateError: if the client is closed or belongs to another process.
+            TypeError: if `texts` is a single string.
+        """
+        return self._run(self._session.predict_many(texts, diagnostics=diagnostics), timeout)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, in class order; asked of the server at first use.
+
+        Raises:
+            BetClientError: see `bet_client.errors`.
+        """
+        return self._run(self._session.labels(), None)
+
+    def is_ready(self, *, timeout: float | None = None) -> bool:
+        """Whether the server can be reached and says that the model is ready."""
+        return self._run(self._session.is_ready(), timeout)
+
+    def close(self) -> None:
+        """Give the connections back; further calls raise `ClientStateError`."""
+        if not self._session.closed:
+            self._session.closed = True
+            self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, flow: Flow[T], timeout: float | None) -> T:
+        """Drive a flow: send what it yields, hand it the replies, return its result."""
+        deadline = self._session.begin(timeout)
+        try:
+            call = next(flow)
+            while True:
+                try:
+                    reply = self._transport.send(call, deadline)
+                except BetClientError as error:
+                    call = flow.throw(self._session.explain(error))
+                else:
+                    call = flow.send(reply)
+        except StopIteration as end:
+            result: T = end.value
+            return result

@@ -1,0 +1,186 @@
+"""How a `Call` travels while the calling thread waits: over gRPC, or over HTTP.
+
+gRPC goes through tritonclient. HTTP does not: tritonclient's client is bound to the greenlet that made it, so that a
+second thread can neither call nor close it. The standard library's connections have no such bond; a pool lends each to
+one thread at a time, and tritonclient still packs and unpacks the bodies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import socket
+import threading
+from typing import Any, Protocol
+
+from tritonclient import grpc as triton_grpc
+from tritonclient.utils import InferenceServerException
+
+from bet_client.contract import MAX_REQUEST_BYTES
+from bet_client.deadline import Deadline
+from bet_client.faults import from_grpc, unreachable
+from bet_client.settings import Settings
+from bet_client.wire import (
+    HEADER_LENGTH,
+    Call,
+    CheckReady,
+    HttpRequest,
+    Infer,
+    ReadConfig,
+    http_reply,
+    http_request,
+    read_tensors,
+    tensors,
+)
+
+MAX_ANSWER_BYTES = 64 * 2**20
+"""The largest gRPC message that is accepted from the server."""
+
+_channel_numbers = itertools.count()
+
+
+class Transport(Protocol):
+    """Carries calls to one server; safe to use from several threads."""
+
+    def send(self, call: Call, deadline: Deadline) -> Any:
+        """The reply to `call`, or its `BetClientError` raised."""
+
+    def close(self) -> None:
+        """Give the connections back."""
+
+
+def open_transport(settings: Settings) -> Transport:
+    """The transport of the chosen protocol; nothing is sent yet."""
+    return GrpcTransport(settings) if settings.protocol == "grpc" else HttpTransport(settings)
+
+
+def channel_arguments() -> list[tuple[str, int]]:
+    """Options of one gRPC channel."""
+    return [
+        # Channels with equal arguments share one connection: a number of its own gives each client its own.
+        ("bet_client.channel", next(_channel_numbers)),
+        ("grpc.max_send_message_length", MAX_REQUEST_BYTES + 2**16),
+        ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
+        # Else a server that comes back after a while is not tried again for up to two minutes.
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        # As over HTTP, the address is taken as it stands; gRPC alone would obey $http_proxy.
+        ("grpc.enable_http_proxy", 0),
+    ]
+
+
+class GrpcTransport:
+    """One gRPC channel, which multiplexes the calls of all threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = triton_grpc.InferenceServerClient(settings.address, channel_args=channel_arguments())
+
+    def send(self, call: Call, deadline: Deadline) -> Any:
+        """See `Transport`."""
+        client, timeout = self._client, deadline.remaining()
+        try:
+            match call:
+                case ReadConfig(model):
+                    return client.get_model_config(model, as_json=True, client_timeout=timeout)["config"]
+                case CheckReady(model):
+                    return client.is_model_ready(model, client_timeout=timeout)
+                case Infer(model, _, names):
+                    inputs, outputs = tensors(triton_grpc, call)
+                    result = client.infer(model, inputs, outputs=outputs, client_timeout=timeout)
+                    return read_tensors(result, names)
+        except InferenceServerException as error:
+            raise from_grpc(error, deadline) from error
+        except ValueError as error:  # gRPC's word for a channel that another thread has closed just now
+            raise unreachable(deadline.address, error) from error
+
+    def close(self) -> None:
+        """See `Transport`."""
+        self._client.close()
+
+
+class HttpTransport:
+    """Keep-alive HTTP connections, as many as calls were under way at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._idle: list[_Connection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def send(self, call: Call, deadline: Deadline) -> Any:
+        """See `Transport`."""
+        connection = self._take()
+        reusable = False
+        try:
+            status, header_length, body, reusable = connection.exchange(http_request(call), deadline)
+        except TimeoutError as error:
+            raise deadline.exceeded() from error
+        except (OSError, http.client.HTTPException) as error:
+            raise unreachable(deadline.address, error or type(error).__name__) from error
+        finally:
+            self._give_back(connection, reusable)
+        return http_reply(call, status, header_length, body, deadline)
+
+    def close(self) -> None:
+        """See `Transport`; a connection in use is closed when its call is done."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _take(self) -> _Connection:
+        while True:
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                return _Connection(self._settings.host, self._settings.port)
+            if connection.is_alive():
+                return connection
+            connection.close()
+
+    def _give_back(self, connection: _Connection, reusable: bool) -> None:
+        with self._lock:
+            if reusable and not self._closed:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+
+class _DeadlineSocket(socket.socket):
+    """A socket that never waits beyond its call's deadline, however slowly the bytes trickle in."""
+
+    deadline: Deadline
+
+    def recv_into(self, *args: Any, **options: Any) -> int:
+        self.settimeout(self.deadline.remaining())
+        return super().recv_into(*args, **options)
+
+
+class _Connection(http.client.HTTPConnection):
+    """One keep-alive connection; used by one thread at a time."""
+
+    sock: _DeadlineSocket | None
+
+    def exchange(self, request: HttpRequest, deadline: Deadline) -> tuple[int, str | None, bytes, bool]:
+        """Status, length of the tensors' header and body of the answer; whether the connection can be used again."""
+        if self.sock is None:
+            plain = socket.create_connection((self.host, self.port), deadline.remaining())
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.sock = _DeadlineSocket(fileno=plain.detach())
+        self.sock.deadline = deadline
+        self.sock.settimeout(deadline.remaining())
+        self.request(request.method, request.path, request.body, request.headers)
+        response = self.getresponse()
+        body = response.read()
+        return response.status, response.headers[HEADER_LENGTH], body, not response.will_close
+
+    def is_alive(self) -> bool:
+        """Whether the idle connection is still open: the server may have closed it meanwhile."""
+        if self.sock is None:
+            return False
+        self.sock.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            self.sock.recv(1, socket.MSG_PEEK)
+            return False  # closed, or an answer that nobody asked for
+        return True

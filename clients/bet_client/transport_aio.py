@@ -1,0 +1,107 @@
+"""How a `Call` travels while an event loop does other things: the mirror image of `transport`.
+
+Connections belong to the event loop in which they were opened, so they are opened at the first call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+import aiohttp
+import grpc
+from tritonclient.grpc import aio as triton_grpc
+from tritonclient.utils import InferenceServerException
+from yarl import URL
+
+from bet_client.deadline import Deadline
+from bet_client.faults import from_grpc, unreachable
+from bet_client.settings import Settings
+from bet_client.transport import channel_arguments
+from bet_client.wire import (
+    HEADER_LENGTH,
+    Call,
+    CheckReady,
+    Infer,
+    ReadConfig,
+    http_reply,
+    http_request,
+    read_tensors,
+    tensors,
+)
+
+
+class AsyncTransport(Protocol):
+    """Carries calls to one server, from one event loop."""
+
+    async def send(self, call: Call, deadline: Deadline) -> Any:
+        """The reply to `call`, or its `BetClientError` raised."""
+
+    async def close(self) -> None:
+        """Give the connections back."""
+
+
+def open_transport(settings: Settings) -> AsyncTransport:
+    """The transport of the chosen protocol; called inside the event loop that will use it."""
+    return AsyncGrpcTransport(settings) if settings.protocol == "grpc" else AsyncHttpTransport(settings)
+
+
+class AsyncGrpcTransport:
+    """One gRPC channel, which multiplexes the calls of all tasks."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = triton_grpc.InferenceServerClient(settings.address, channel_args=channel_arguments())
+
+    async def send(self, call: Call, deadline: Deadline) -> Any:
+        """See `AsyncTransport`."""
+        client, timeout = self._client, deadline.remaining()
+        try:
+            match call:
+                case ReadConfig(model):
+                    answer = await client.get_model_config(model, as_json=True, client_timeout=timeout)
+                    return answer["config"]
+                case CheckReady(model):
+                    return await client.is_model_ready(model, client_timeout=timeout)
+                case Infer(model, _, names):
+                    inputs, outputs = tensors(triton_grpc, call)
+                    result = await client.infer(model, inputs, outputs=outputs, client_timeout=timeout)
+                    return read_tensors(result, names)
+        except InferenceServerException as error:
+            raise from_grpc(error, deadline) from error
+        except grpc.aio.UsageError as error:  # gRPC's word for a channel that another task has closed just now
+            raise unreachable(deadline.address, error) from error
+
+    async def close(self) -> None:
+        """See `AsyncTransport`."""
+        await self._client.close()
+
+
+class AsyncHttpTransport:
+    """A pool of keep-alive HTTP connections."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._address = settings.address
+        # Time is kept by the call's deadline, which covers waiting for a free connection too.
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None), cookie_jar=aiohttp.DummyCookieJar()
+        )
+
+    async def send(self, call: Call, deadline: Deadline) -> Any:
+        """See `AsyncTransport`."""
+        request = http_request(call)
+        url = URL(f"http://{self._address}{request.path}", encoded=True)
+        try:
+            async with (
+                asyncio.timeout(deadline.remaining()),
+                self._session.request(request.method, url, data=request.body, headers=request.headers) as answer,
+            ):
+                body = await answer.read()
+        except TimeoutError as error:
+            raise deadline.exceeded() from error
+        except (OSError, aiohttp.ClientError) as error:
+            raise unreachable(deadline.address, error or type(error).__name__) from error
+        return http_reply(call, answer.status, answer.headers.get(HEADER_LENGTH), body, deadline)
+
+    async def close(self) -> None:
+        """See `AsyncTransport`."""
+        await self._session.close()

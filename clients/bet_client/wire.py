@@ -1,0 +1,221 @@
+"""Requests and answers as bytes and tensors: pure functions, shared by all four transports.
+
+A `Call` says what is asked; `http_request` and `tensors` put it into the form of a protocol, and `read_predictions`
+turns the answered tensors into predictions. tritonclient does the packing of both protocols.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient import http as triton_http
+
+from bet_client.contract import INPUT, MAX_REQUEST_BYTES, ModelContract
+from bet_client.deadline import Deadline
+from bet_client.errors import IncompatibleModelError, InvalidInputError, ServerError
+from bet_client.faults import from_http
+from bet_client.types import Diagnostics, Prediction
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+"""The HTTP header that says where, in a body of JSON and tensors, the tensors begin."""
+
+Tensors = dict[str, NDArray[Any]]
+Row = tuple[int, bytes]
+"""A text's place in the caller's list, and its UTF-8 bytes."""
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """Ask for the model's configuration; the reply is a mapping."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class CheckReady:
+    """Ask whether the model is ready; the reply is a bool."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Infer:
+    """Ask for the outputs of some texts; the reply is `Tensors`."""
+
+    model: str
+    texts: tuple[bytes, ...]
+    outputs: tuple[str, ...]
+
+
+Call = ReadConfig | CheckReady | Infer
+
+
+@dataclass(frozen=True)
+class HttpRequest:
+    """What goes over an HTTP connection."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes | None
+
+
+def encode_text(text: object) -> bytes:
+    """A text as UTF-8, if it is one that any model can take.
+
+    Raises:
+        InvalidInputError: if it is not a string, is blank, or cannot be encoded.
+    """
+    if not isinstance(text, str):
+        raise InvalidInputError(f"text is a {type(text).__name__}, not a str")
+    if not text.strip():
+        raise InvalidInputError("text is blank" if text else "text is empty")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"text has a lone surrogate, {text[error.start]!a} at position {error.start}, that UTF-8 cannot carry; "
+            "decode the source with its right encoding"
+        ) from error
+
+
+def split_rows(rows: Sequence[Row], max_rows: int, max_bytes: int = MAX_REQUEST_BYTES) -> Iterator[list[Row]]:
+    """Cut rows into requests, each of at most `max_rows` rows and, unless it is a single row, `max_bytes` bytes."""
+    chunk: list[Row] = []
+    size = 0
+    for row in rows:
+        if chunk and (len(chunk) == max_rows or size + len(row[1]) > max_bytes):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
+        size += len(row[1])
+    if chunk:
+        yield chunk
+
+
+def tensors(protocol: ModuleType, call: Infer) -> tuple[list[Any], list[Any]]:
+    """Inputs and requested outputs as objects of `tritonclient.grpc` or `tritonclient.http`."""
+    # An object array keeps each text whole; a fixed-width bytes array would drop NUL bytes at a text's end.
+    values = np.empty((len(call.texts), 1), dtype=np.object_)
+    values[:, 0] = call.texts
+    text = protocol.InferInput(INPUT, list(values.shape), "BYTES")
+    text.set_data_from_numpy(values)
+    return [text], [protocol.InferRequestedOutput(name) for name in call.outputs]
+
+
+def http_request(call: Call) -> HttpRequest:
+    """The HTTP request of a call, in the KServe v2 protocol."""
+    model = f"/v2/models/{quote(call.model, safe='')}"
+    if isinstance(call, ReadConfig):
+        return HttpRequest("GET", f"{model}/config", {}, None)
+    if isinstance(call, CheckReady):
+        return HttpRequest("GET", f"{model}/ready", {}, None)
+    inputs, outputs = tensors(triton_http, call)
+    body, header_length = triton_http.InferenceServerClient.generate_request_body(inputs, outputs=outputs)
+    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(header_length)}
+    return HttpRequest("POST", f"{model}/infer", headers, body)
+
+
+def http_reply(call: Call, status: int, header_length: str | None, body: bytes, deadline: Deadline) -> Any:
+    """The reply in an HTTP answer, of which `header_length` is the header of that name.
+
+    Raises:
+        BetClientError: as the status says, or a `ServerError` if the answer is not one that Triton gives.
+    """
+    if isinstance(call, CheckReady) and status in (200, 400):
+        return status == 200
+    if status != 200:
+        raise from_http(status, body, deadline)
+    try:
+        if isinstance(call, Infer):
+            result = triton_http.InferenceServerClient.parse_response_body(
+                body, header_length=None if header_length is None else int(header_length)
+            )
+            return read_tensors(result, call.outputs)
+        return json.loads(body)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ServerError(
+            f"{deadline.address} answers {body[:80]!r}, which is not Triton's; check the address"
+        ) from error
+
+
+def read_tensors(result: Any, outputs: Sequence[str]) -> Tensors:
+    """The outputs in a tritonclient result that are there."""
+    values = {name: result.as_numpy(name) for name in outputs}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def read_predictions(
+    answers: Tensors, contract: ModelContract, *, rows: int, outputs: Sequence[str], diagnostics: bool
+) -> list[Prediction]:
+    """One prediction per row.
+
+    Args:
+        answers: by output name, each `[rows, width]`.
+        contract: names the classes.
+        rows: how many texts were sent.
+        outputs: the names that were asked for.
+        diagnostics: whether to fill `Prediction.diagnostics`.
+
+    Raises:
+        IncompatibleModelError: if a tensor is missing or of another shape, or the label is not the most probable class
+            under the contract's names, which is how a model that was replaced meanwhile shows.
+    """
+    classes = len(contract.labels)
+    columns: dict[str, list[Any]] = {}
+    for name in outputs:
+        per_class = name in ("probabilities", "prediction_set", "concentration")
+        shape = (rows, classes if per_class else 1)
+        if name not in answers or answers[name].shape != shape:
+            found = answers[name].shape if name in answers else "missing"
+            raise IncompatibleModelError(f"output {name!r} of model {contract.model!r} is {found}, not {shape}")
+        values = answers[name].tolist()
+        columns[name] = values if per_class else [value for (value,) in values]
+    return [_read_row(columns, row, contract, diagnostics) for row in range(rows)]
+
+
+def _read_row(columns: dict[str, list[Any]], row: int, contract: ModelContract, diagnostics: bool) -> Prediction:
+    def value(name: str) -> Any:
+        return columns[name][row] if name in columns else None
+
+    def text(name: str) -> str | None:
+        raw = value(name)
+        return None if raw is None else raw.decode("utf-8")
+
+    labels = contract.labels
+    label = text("label")
+    probabilities = dict(zip(labels, value("probabilities"), strict=True))
+    if label is None or label not in probabilities or probabilities[label] < max(probabilities.values()):
+        raise IncompatibleModelError(
+            f"model {contract.model!r} answers {label!r} with probabilities {probabilities}: its parameter 'labels' "
+            "does not fit its answers"
+        )
+    members = value("prediction_set")
+    concentration = value("concentration")
+    details = Diagnostics(
+        concentration=None if concentration is None else dict(zip(labels, concentration, strict=True)),
+        order_dispersion=value("order_dispersion"),
+        evidence_budget=value("evidence_budget"),
+    )
+    return Prediction(
+        label=label,
+        probabilities=probabilities,
+        total=value("total"),
+        aleatoric=value("aleatoric"),
+        epistemic=value("epistemic"),
+        review=value("review"),
+        reason=text("reason"),
+        prediction_set=None
+        if members is None
+        else tuple(name for name, isin in zip(labels, members, strict=True) if isin),
+        tokens=value("tokens"),
+        truncated=value("truncated"),
+        diagnostics=details if diagnostics else None,
+    )

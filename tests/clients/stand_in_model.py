@@ -1,0 +1,76 @@
+"""A Python-backend model with the ensemble's inputs and outputs and answers that a test can compute itself.
+
+It runs inside Triton, copied into the tests' repository under several names; each name's config decides which outputs
+it declares. What a text does: "boom" is refused, "broken" fails, "slow 0.5" takes half a second.
+"""
+
+import json
+import time
+import zlib
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+LABELS = ("negative", "positive")
+
+
+class Refused(Exception):
+    """A text that the service does not take."""
+
+
+def answer(raw: bytes) -> dict[str, np.ndarray]:
+    """One row's value for each output of the serving contract."""
+    text = raw.decode("utf-8")
+    if not text.strip() or text == "boom":
+        raise Refused(f"text {text!r} is refused")
+    if text == "broken":
+        raise RuntimeError("the model broke")
+    if text.startswith("slow "):
+        time.sleep(float(text.split()[1]))
+    seed = zlib.crc32(raw)
+    positive = (seed % 999 + 0.5) / 1000
+    probabilities = np.array([1 - positive, positive], np.float32)
+    label = LABELS[int(probabilities.argmax())]
+    review = text.startswith("unsure")
+    return {
+        "label": np.array([label.encode()], np.object_),
+        "probabilities": probabilities,
+        "total": np.array([0.5], np.float32),
+        "aleatoric": np.array([0.375], np.float32),
+        "epistemic": np.array([0.125], np.float32),
+        "review": np.array([review]),
+        "reason": np.array([b"uncertain" if review else b""], np.object_),
+        "prediction_set": probabilities >= 0.05,
+        "tokens": np.array([len(raw)], np.int32),
+        "truncated": np.array([len(raw) > 1000]),
+        "concentration": probabilities * 10,
+        "order_dispersion": np.array([0.25], np.float32),
+        "evidence_budget": np.array([seed & 0x7FFF], np.int32),
+    }
+
+
+class TritonPythonModel:
+    """What the Python backend looks for."""
+
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        self.outputs = [output["name"] for output in config["output"]]
+        self.labels = [name.encode() for name in json.loads(config["parameters"]["labels"]["string_value"])]
+
+    def execute(self, requests):
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request):
+        rows = pb_utils.get_input_tensor_by_name(request, "text").as_numpy().reshape(-1)
+        answers = []
+        for number, raw in enumerate(rows, start=1):
+            try:
+                answers.append(answer(raw))
+            except Refused as error:
+                message = f"row {number}: {error}"
+                return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+            except RuntimeError as error:
+                return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL))
+        wanted = [name for name in self.outputs if name in request.requested_output_names()]
+        tensors = [pb_utils.Tensor(name, np.stack([row[name] for row in answers])) for name in wanted]
+        return pb_utils.InferenceResponse(output_tensors=tensors)
