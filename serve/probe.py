@@ -21,7 +21,11 @@ TOLERANCE = 1e-4
 
 
 class NotReadyError(ServeError):
-    """The server cannot be asked yet; within this package only."""
+    """The server does not answer, or not yet; within this package only."""
+
+
+class BusyError(NotReadyError):
+    """The server refuses because its queue is full: it lives, and says nothing about its answers."""
 
 
 def require_identity(url: str, server_id: str, timeout: float) -> None:
@@ -62,6 +66,8 @@ def require_right_answer(url: str, probe: Probe, timeout: float) -> None:
         "outputs": [{"name": name} for name in outputs],
     }
     status, content = _call("POST", url, f"/v2/models/{probe.model}/infer", request, timeout)
+    if status == http.client.SERVICE_UNAVAILABLE:
+        raise BusyError(f"model {probe.model!r} is busy: {content.get('error', '')}")
     if status != http.client.OK:
         raise ProbeError(
             f"model {probe.model!r} fails a real inference (status {status}): {content.get('error', content)}"

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format  # type: ignore[import-untyped]
-from tritonclient.grpc import model_config_pb2  # type: ignore[import-untyped]
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from serve.errors import RepositoryError
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from serve import embedded, leftovers, probe
+from serve import container, embedded, leftovers, probe
 from serve.cache import servers_folder
 from serve.errors import PortTakenError, ServeError, StartupError
 from serve.leftovers import ProcessIdentity, ServerState
@@ -34,6 +34,7 @@ Engine = Literal["embedded", "container"]
 
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 20
+_UNLOAD_SECONDS = 5.0  # measured 3 s for two idle models
 _PORT_ATTEMPTS = 3  # a port that was free when it was picked may be taken when Triton, its models loaded, asks for it
 _IN_USE = re.compile(r"already in use|Address already in use|failed to bind|Unable to bind", re.IGNORECASE)
 _FAILED_LOAD = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*?)\"?$", re.MULTILINE)
@@ -85,7 +86,7 @@ def start(
 
 
 def _engine(name: Engine) -> Callable[[Plan], Launch]:
-    return {"embedded": embedded.prepare}[name]
+    return {"embedded": embedded.prepare, "container": container.prepare}[name]
 
 
 def _launch(plan: Plan, launch: Launch, log_path: Path | None, timeout: float) -> Server:
@@ -111,7 +112,7 @@ def _launch(plan: Plan, launch: Launch, log_path: Path | None, timeout: float) -
     try:
         server._wait_until_right(timeout)
     except BaseException:
-        server.stop(drain=False)
+        server.stop(drain_seconds=0)
         raise
     return server
 
@@ -192,23 +193,24 @@ class Server:
             if expected is not None:
                 probe.require_right_answer(self.http_url, expected, timeout)
 
-    def stop(self, *, drain: bool = True) -> None:
-        """End the server; with `drain`, requests that were accepted are answered first (up to 30 s).
+    def stop(self, *, drain_seconds: float = DRAIN_SECONDS) -> None:
+        """End the server: what it has accepted may be answered for up to `drain_seconds`; 0 kills it at once.
 
-        May be called again; removes its shared memory and stub processes in any case.
+        May be called again; its stub processes and shared memory are removed in any case.
         """
         if self._stopped:
             return
         self._stopped = True
         atexit.unregister(self._stop_at_exit)
-        if self.is_running():
+        if self.is_running() and drain_seconds > 0:
             self._process.terminate()
             try:
-                # Unloading the models takes Triton some seconds of its own after the last request.
-                self._process.wait(DRAIN_SECONDS + 10 if drain else 5)
+                # Unloading the models takes Triton some seconds of its own after the last answer.
+                self._process.wait(drain_seconds + _UNLOAD_SECONDS)
             except subprocess.TimeoutExpired:
                 LOG.warning("server %d did not end in time and is killed", self.pid)
-                self._process.kill()
+        if self.is_running():
+            self._process.kill()
         self._process.wait()
         leftovers.clean(self._state)
         if self._owns_log:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped]
+import onnxruntime as ort
 
 if TYPE_CHECKING:
     from serve.backends.ragged_batch import Arrays, ModelConfig, answer, read_config

@@ -44,7 +44,7 @@ class TritonPythonModel:
                 raise ValueError(f"model {self.config.name!r} wants a GPU; this torch sees none")
             self.device = torch.device("cuda", int(args["model_instance_device_id"]))
         self._set_execution()
-        self.module = torch.jit.load(str(path), map_location=self.device).eval()  # type: ignore[no-untyped-call]
+        self.module = torch.jit.load(str(path), map_location=self.device).eval()
         arguments = [argument.name for argument in self.module.forward.schema.arguments[1:]]
         self.positions = input_positions(self.config, arguments)
         self.indices = output_indices(self.config)
@@ -62,7 +62,7 @@ class TritonPythonModel:
         with (
             torch.no_grad(),
             torch.inference_mode(self.parameters.get("INFERENCE_MODE") == "true"),
-            torch.jit.optimized_execution(optimised),  # type: ignore[attr-defined, no-untyped-call]
+            torch.jit.optimized_execution(optimised),  # type: ignore[attr-defined]
         ):
             result = self.module(*tensors)
         strings_alone = isinstance(result, list) and all(isinstance(item, str) for item in result)

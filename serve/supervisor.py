@@ -1,0 +1,84 @@
+"""Keep a server right: ask it every few seconds, restart it when it is not, give up in a way that is seen.
+
+Triton never restarts a dead Python stub and keeps counting its model as ready, so the question is a real inference
+(`Server.check`). Three kinds of trouble are told apart. A process that ended is replaced at once. Answers that are
+errors or wrong are believed the second time. No answer at all may be load and is given more time, and a full queue is a
+sign of life.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from serve.errors import GaveUpError, ServeError
+from serve.probe import BusyError, NotReadyError
+from serve.server import Server
+
+LOG = logging.getLogger("serve")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """When to restart, and when to stop trying; times in seconds."""
+
+    interval: float = 2.0  # between two probes
+    timeout: float = 10.0  # for one probe
+    failures: int = 2  # wrong or failed answers in a row until a restart
+    silences: int = 3  # probes without an answer in a row until a restart
+    restarts: int = 5  # restarts in a row without `healthy` in between until the end
+    back_off: float = 1.0  # before the second restart in a row; doubles with each further one
+    healthy: float = 60.0  # of right answers after which earlier restarts are forgotten
+    drain: float = 3.0  # for what other instances still answer while one is dead
+
+
+def supervise(
+    server: Server, restart: Callable[[], Server], stop: threading.Event, policy: Policy | None = None
+) -> Server:
+    """Probe `server` until `stop` is set, replacing it by `restart()` when needed; returns the one that runs then.
+
+    Raises:
+        GaveUpError: if it failed again after the last restart that the policy allows; no server runs then.
+    """
+    policy = policy or Policy()
+    failures = silences = restarts = 0
+    healthy_since = time.monotonic()
+    while not stop.wait(policy.interval):
+        try:
+            server.check(policy.timeout)
+        except BusyError:
+            failures = silences = 0
+        except ServeError as error:
+            silent = isinstance(error, NotReadyError)
+            failures, silences = (failures, silences + 1) if silent else (failures + 1, silences)
+            healthy_since = time.monotonic()
+            LOG.warning("probe failed: %s", error)
+            if server.is_running() and failures < policy.failures and silences < policy.silences:
+                continue
+            server.stop(drain_seconds=policy.drain)
+            replacement = None
+            while replacement is None:
+                restarts += 1
+                if restarts > policy.restarts:
+                    raise GaveUpError(
+                        f"the server failed after {policy.restarts} restarts; the last reason: {error}"
+                    ) from error
+                if restarts > 1 and stop.wait(policy.back_off * 2 ** (restarts - 2)):
+                    return server
+                LOG.warning("restarting the server (%d of %d)", restarts, policy.restarts)
+                try:
+                    replacement = restart()
+                except ServeError as again:
+                    LOG.warning("restart failed: %s", again)
+            server = replacement
+            failures = silences = 0
+            healthy_since = time.monotonic()
+            LOG.warning("the server answers rightly again (pid %d)", server.pid)
+        else:
+            failures = silences = 0
+            if time.monotonic() - healthy_since >= policy.healthy:
+                restarts = 0
+    return server
