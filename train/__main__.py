@@ -23,8 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING if options.json else logging.INFO, stream=sys.stderr)
     for library in ("datasets", "httpx", "fsspec", "filelock", "matplotlib", "transformers"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    # transformers draws a bar for each file that it writes; ours are single and small.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return int(options.run(options))
     except TrainError as error:

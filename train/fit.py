@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
 
 import verdict
 from train.calibration import Calibration, calibrate
@@ -65,6 +66,7 @@ def fit(options: FitOptions) -> Path:
     Raises:
         TrainError: for a corpus, an option or a checkpoint that cannot be used.
     """
+    disable_progress_bar()  # transformers draws one for each file that it writes; ours are small
     preset = load_preset(options.preset)
     run_key = _run_key(options, preset)
     production = options.output / PRODUCTION
