@@ -18,7 +18,7 @@ TYPED := train export serve benchmarks clients/bet_client verdict.py demo.py pre
 PORTS_ASKED := $(foreach name,HTTP_PORT GRPC_PORT METRICS_PORT,$(if $($(name)),--port $(name)=$($(name))))
 SERVER_PORTS := $(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) \
 	$(if $(METRICS_PORT),--metrics-port $(METRICS_PORT))
-PREFLIGHT := python=; for name in "$(PYTHON)" python3.11 python3.12 python3; do \
+PREFLIGHT := python=; for name in python3 python3.11 python3.12 "$(PYTHON)"; do \
 	if [ -n "$$name" ] && "$$name" -c 0 >/dev/null 2>&1; then python="$$name"; break; fi; done; \
 	if [ -z "$$python" ]; then echo "preflight: no Python was found; install Python 3.11 or 3.12." >&2; exit 2; fi; \
 	"$$python" preflight.py --python "$(PYTHON)"

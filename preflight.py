@@ -121,7 +121,7 @@ def disk_faults(needs: Sequence[Tuple[Path, float]]) -> List[str]:
 
 def port_fault(name: str, port: str) -> Optional[str]:
     """Why the loopback port cannot be had, or None. `name` is what the user set: HTTP_PORT, --http-port."""
-    if not port.isdigit() or not 0 < int(port) < 65536:
+    if not re.match(r"[0-9]{1,5}$", port) or not 0 < int(port) < 65536:
         return f"{name}={port} is not a port; give a number from 1 to 65535, or none for a free one."
     with socket.socket() as probe_socket:
         probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
