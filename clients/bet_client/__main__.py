@@ -134,3 +134,7 @@ def _json_lines(texts: Iterable[Any], answers: Iterable[Answer]) -> Iterator[str
             yield json.dumps({"text": text, **dataclasses.asdict(answer)})
         else:
             yield json.dumps({"text": text, "error": {"type": type(answer).__name__, "message": str(answer)}})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -58,7 +58,7 @@ class AsyncClient:
         return await self._run(self._session.is_ready(), timeout)
 
     async def close(self) -> None:
-        """Give the connections back; further calls raise `ClientStateError`."""
+        """Give the connections back; further calls raise `ClientStateError`, and calls under way may."""
         if not self._session.closed:
             self._session.closed = True
             if self._transport is not None:

@@ -90,7 +90,7 @@ class Client:
         return self._run(self._session.is_ready(), timeout)
 
     def close(self) -> None:
-        """Give the connections back; further calls raise `ClientStateError`."""
+        """Give the connections back; further calls raise `ClientStateError`, and calls under way may."""
         if not self._session.closed:
             self._session.closed = True
             self._transport.close()

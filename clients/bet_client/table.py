@@ -1,4 +1,4 @@
-"""Answers as lines that a person reads: label, probability, uncertainties, whether to look, and the text's beginning."""
+"""Answers as lines for a person: label, probability, uncertainties, whether to look, and how the text begins."""
 
 from __future__ import annotations
 

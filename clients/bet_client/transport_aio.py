@@ -70,6 +70,12 @@ class AsyncGrpcTransport:
             raise from_grpc(error, deadline) from error
         except grpc.aio.UsageError as error:  # gRPC's word for a channel that another task has closed just now
             raise unreachable(deadline.address, error) from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled this task: gRPC cancels the calls under way on a channel that is closed.
+            raise unreachable(deadline.address, "the channel was closed") from error
 
     async def close(self) -> None:
         """See `AsyncTransport`."""

@@ -1,25 +1,24 @@
-"""A real Triton on free ports with stand-in models, so that the client's tests need no trained checkpoint."""
+"""A real Triton with stand-in models, and both clients over both protocols behind one blocking face."""
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import sysconfig
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import pytest
-import pytriton
+from bet_client import AsyncClient, Client
+
+import serve
 
 MODEL_SOURCE = Path(__file__).with_name("stand_in_model.py")
+
+Protocol = Literal["grpc", "http"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 OUTPUTS = {
     "label": ("TYPE_STRING", 1),
@@ -39,106 +38,140 @@ OUTPUTS = {
 FEW_OUTPUTS = ("label", "probabilities", "total", "tokens", "truncated")
 
 
-def model_config(name: str, outputs: tuple[str, ...] = tuple(OUTPUTS), *, rows: int = 64, extra: str = "") -> str:
-    """A `config.pbtxt` with the ensemble's input, a choice of its outputs and its parameters."""
+def model_config(
+    name: str,
+    outputs: tuple[str, ...] = tuple(OUTPUTS),
+    *,
+    rows: int = 64,
+    labels: tuple[str, ...] = ("negative", "positive"),
+    max_text_bytes: int | None = 65536,
+    extra: str = "",
+) -> str:
+    """A `config.pbtxt` with the ensemble's input, a choice of its outputs, and its parameters."""
     declared = "\n".join(
         f'output {{ name: "{output}" data_type: {OUTPUTS[output][0]} dims: [ {OUTPUTS[output][1]} ] }}'
         for output in outputs
     )
-    labels = json.dumps(json.dumps(["negative", "positive"]))
+    parameters = {"labels": json.dumps(labels)}
+    if max_text_bytes is not None:
+        parameters["max_text_bytes"] = str(max_text_bytes)
+    written = "\n".join(
+        f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}'
+        for key, value in parameters.items()
+    )
     return f"""name: "{name}"
 backend: "python"
 max_batch_size: {rows}
 input {{ name: "text" data_type: TYPE_STRING dims: [ 1 ] }}
 {declared}
-parameters {{ key: "labels" value {{ string_value: {labels} }} }}
-parameters {{ key: "max_text_bytes" value {{ string_value: "65536" }} }}
+{written}
 {extra}
 """
 
 
-@dataclass(frozen=True)
-class RunningTriton:
-    """Where the tests' Triton listens, and the folder of its models."""
-
-    http_url: str
-    grpc_url: str
-    repository: Path
-    pid: int
-
-    def url(self, protocol: str) -> str:
-        return self.http_url if protocol == "http" else self.grpc_url
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listened on a moment ago."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
+def write_model(repository: Path, name: str, config: str) -> None:
+    """Put the stand-in under `name` into a repository."""
+    (repository / name / "1").mkdir(parents=True, exist_ok=True)
+    (repository / name / "config.pbtxt").write_text(config, encoding="utf-8")
+    shutil.copy(MODEL_SOURCE, repository / name / "1" / "model.py")
 
 
 @pytest.fixture(scope="session")
-def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    folder = tmp_path_factory.mktemp("triton")
-    repository = folder / "models"
-    queue = "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    one_at_a_time = (
+        "instance_group [ { count: 1 kind: KIND_CPU } ]\n"
+        "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
+    )
     configs = {
         "bet": model_config("bet", extra="instance_group [ { count: 2 kind: KIND_CPU } ]"),
         "plain": model_config("plain", FEW_OUTPUTS),
         "narrow": model_config("narrow", rows=4),
-        "busy": model_config("busy", rows=1, extra=f"instance_group [ {{ count: 1 kind: KIND_CPU }} ]\n{queue}"),
-        "mislabelled": model_config("mislabelled").replace('\\"negative\\", \\"positive\\"', '\\"good\\", \\"bad\\"'),
-        "unlabelled": model_config("unlabelled", ("tokens",)),
+        "unlimited": model_config("unlimited", max_text_bytes=None),
+        "busy": model_config("busy", rows=1, extra=one_at_a_time),
+        "mislabelled": model_config("mislabelled", labels=("good", "bad")),
+        "unlabelled": model_config("unlabelled", ("tokens",), labels=()),
+        "changing": model_config("changing"),
     }
     for name, config in configs.items():
-        (repository / name / "1").mkdir(parents=True)
-        (repository / name / "config.pbtxt").write_text(config, encoding="utf-8")
-        shutil.copy(MODEL_SOURCE, repository / name / "1" / "model.py")
-    wheel = Path(pytriton.__file__).parent / "tritonserver"
-    backend = folder / "backends" / "python"
-    shutil.copytree(wheel / "backends" / "python", backend)
-    stub = f"{sys.version_info.major}.{sys.version_info.minor}/triton_python_backend_stub"
-    shutil.copy(wheel / "python_backend_stubs" / stub, backend)
-    http_port, grpc_port = free_ports(2)
-    environment = os.environ | {
-        "LD_LIBRARY_PATH": f"{wheel.parents[1] / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    command = [
-        str(wheel / "bin" / "tritonserver"),
-        f"--model-repository={repository}",
-        f"--backend-directory={folder / 'backends'}",
-        f"--http-port={http_port}",
-        f"--grpc-port={grpc_port}",
-        "--http-address=127.0.0.1",
-        "--grpc-address=127.0.0.1",
-        "--allow-metrics=false",
-        "--model-control-mode=explicit",
-        "--disable-auto-complete-config",
-        *(f"--load-model={name}" for name in configs),
-    ]
-    log = folder / "log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
-    try:
-        wait_until_ready(process, f"http://127.0.0.1:{http_port}/v2/health/ready", log)
-        yield RunningTriton(f"127.0.0.1:{http_port}", f"127.0.0.1:{grpc_port}", repository, process.pid)
-        assert process.poll() is None, log.read_text(errors="replace")[-3000:]
-    finally:
-        process.terminate()
-        process.wait(30)
+        write_model(folder, name, config)
+    return folder
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Wait for Triton's readiness, or fail with what it said."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text(errors="replace")[-3000:]
-        try:
-            with urllib.request.urlopen(url, timeout=1):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.05)
-    pytest.fail(f"Triton is not ready after 60 s: {log.read_text(errors='replace')[-3000:]}")
+@pytest.fixture(scope="session")
+def triton(repository: Path) -> Iterator[serve.Server]:
+    with serve.start(repository, models=[folder.name for folder in repository.iterdir()]) as server:
+        yield server
+        assert server.is_running()
+
+
+class Blocking:
+    """`Client`, or `AsyncClient` driven by an event loop of its own: the same methods, each waiting for its result."""
+
+    def __init__(self, client: Client | AsyncClient) -> None:
+        self.client = client
+        self._runner = asyncio.Runner() if isinstance(client, AsyncClient) else None
+
+    def predict(self, *arguments: Any, **options: Any) -> Any:
+        return self._wait(lambda: self.client.predict(*arguments, **options))
+
+    def predict_many(self, *arguments: Any, **options: Any) -> Any:
+        return self._wait(lambda: self.client.predict_many(*arguments, **options))
+
+    def is_ready(self) -> Any:
+        return self._wait(self.client.is_ready)
+
+    @property
+    def labels(self) -> Any:
+        return self._wait(lambda: self.client.labels)
+
+    def close(self) -> None:
+        self._wait(self.client.close)
+
+    def stop(self) -> None:
+        """Close the client and its event loop."""
+        self.close()
+        if self._runner is not None:
+            self._runner.close()
+
+    def _wait(self, call: Callable[[], Any]) -> Any:
+        if self._runner is None:
+            return call()
+
+        async def awaited() -> Any:
+            result = call()
+            return await result if inspect.isawaitable(result) else result
+
+        return self._runner.run(awaited())
+
+
+@pytest.fixture(params=PROTOCOLS)
+def protocol(request: pytest.FixtureRequest) -> Protocol:
+    chosen: Protocol = request.param
+    return chosen
+
+
+@pytest.fixture
+def url(protocol: Protocol, triton: serve.Server) -> str:
+    return triton.http_url if protocol == "http" else triton.grpc_url
+
+
+@pytest.fixture(params=["sync", "async"])
+def connect(request: pytest.FixtureRequest, protocol: Protocol) -> Iterator[Callable[..., Blocking]]:
+    """Make clients of one kind and protocol for any address; each is closed after the test."""
+    kind = Client if request.param == "sync" else AsyncClient
+    made: list[Blocking] = []
+
+    def make(url: str, **options: Any) -> Blocking:
+        made.append(Blocking(kind(url, protocol=protocol, **options)))
+        return made[-1]
+
+    yield make
+    for blocking in made:
+        blocking.stop()
+
+
+@pytest.fixture
+def ask(connect: Callable[..., Blocking], url: str) -> Callable[..., Blocking]:
+    """Make clients of the tests' Triton."""
+    return lambda **options: connect(url, **options)

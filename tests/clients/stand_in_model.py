@@ -1,24 +1,33 @@
 """A Python-backend model with the ensemble's inputs and outputs and answers that a test can compute itself.
 
 It runs inside Triton, copied into the tests' repository under several names; each name's config decides which outputs
-it declares. What a text does: "boom" is refused, "broken" fails, "slow 0.5" takes half a second.
+it declares. What a text does: "boom" is refused, "broken" fails, "slow 0.5" takes half a second, "outputs?"
+answers with the outputs that were asked for.
 """
+
+from __future__ import annotations
 
 import json
 import time
 import zlib
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 LABELS = ("negative", "positive")
+OUTPUTS = (
+    *("label", "probabilities", "total", "aleatoric", "epistemic", "review", "reason", "prediction_set"),
+    *("tokens", "truncated", "concentration", "order_dispersion", "evidence_budget"),
+)
 
 
 class Refused(Exception):
     """A text that the service does not take."""
 
 
-def answer(raw: bytes) -> dict[str, np.ndarray]:
+def answer(raw: bytes) -> dict[str, NDArray[Any]]:
     """One row's value for each output of the serving contract."""
     text = raw.decode("utf-8")
     if not text.strip() or text == "boom":
@@ -52,25 +61,30 @@ def answer(raw: bytes) -> dict[str, np.ndarray]:
 class TritonPythonModel:
     """What the Python backend looks for."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
+        """Learn which outputs this model's config declares."""
         config = json.loads(args["model_config"])
         self.outputs = [output["name"] for output in config["output"]]
-        self.labels = [name.encode() for name in json.loads(config["parameters"]["labels"]["string_value"])]
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response per request."""
         return [self._respond(request) for request in requests]
 
-    def _respond(self, request):
+    def _respond(self, request: Any) -> Any:
         rows = pb_utils.get_input_tensor_by_name(request, "text").as_numpy().reshape(-1)
         answers = []
         for number, raw in enumerate(rows, start=1):
             try:
                 answers.append(answer(raw))
             except Refused as error:
-                message = f"row {number}: {error}"
+                message = f"row {number}: {error}" if len(rows) > 1 else str(error)
                 return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
             except RuntimeError as error:
                 return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL))
-        wanted = [name for name in self.outputs if name in request.requested_output_names()]
+        asked = request.requested_output_names()
+        for raw, row in zip(rows, answers, strict=True):
+            if raw == b"outputs?":
+                row["reason"] = np.array([" ".join(name for name in OUTPUTS if name in asked).encode()], np.object_)
+        wanted = [name for name in self.outputs if name in asked]
         tensors = [pb_utils.Tensor(name, np.stack([row[name] for row in answers])) for name in wanted]
         return pb_utils.InferenceResponse(output_tensors=tensors)

@@ -1,0 +1,117 @@
+"""The pure parts: how lists are cut, what a configuration must say, which answers are believed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from bet_client import IncompatibleModelError, InvalidInputError
+from bet_client.contract import ModelContract, read_contract
+from bet_client.wire import Infer, encode_text, http_request, read_predictions, split_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@given(st.lists(st.binary(max_size=30)), st.integers(1, 7), st.integers(1, 60))
+def test_cutting_keeps_all_rows_in_order_within_the_limits_and_no_smaller_than_need_be(
+    texts: list[bytes], max_rows: int, max_bytes: int
+) -> None:
+    rows = list(enumerate(texts))
+    chunks = list(split_rows(rows, max_rows, max_bytes))
+    assert [row for chunk in chunks for row in chunk] == rows
+    for chunk in chunks:
+        assert 1 <= len(chunk) <= max_rows
+        assert len(chunk) == 1 or sum(len(raw) for _, raw in chunk) <= max_bytes
+    for chunk, following in itertools.pairwise(chunks):
+        joined = [*chunk, following[0]]
+        assert len(joined) > max_rows or sum(len(raw) for _, raw in joined) > max_bytes
+
+
+@given(st.text())
+def test_a_text_is_encoded_whole_or_refused_for_being_blank(text: str) -> None:
+    try:
+        assert encode_text(text).decode("utf-8") == text
+        assert text.strip()
+    except InvalidInputError:
+        assert not text.strip() or any("\ud800" <= character <= "\udfff" for character in text)
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), min_size=1))
+def test_a_model_name_stays_inside_its_place_in_the_path(model: str) -> None:
+    path = http_request(Infer(model, (b"x",), ("label",))).path
+    assert path.split("/")[:3] == ["", "v2", "models"]
+    assert len(path.split("/")) == 5
+    assert path.isascii()
+    assert "?" not in path
+    assert "#" not in path
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    """A configuration as Triton gives it, with some keys replaced."""
+    base: dict[str, Any] = {
+        "max_batch_size": 64,
+        "input": [{"name": "text"}],
+        "output": [{"name": "label"}, {"name": "probabilities"}],
+        "parameters": {"labels": {"string_value": '["a", "b"]'}, "max_text_bytes": {"string_value": "100"}},
+    }
+    return base | changes
+
+
+def parameters(labels: str) -> dict[str, Any]:
+    return {"labels": {"string_value": labels}}
+
+
+def test_a_configuration_tells_labels_and_limits() -> None:
+    assert read_contract("bet", config()) == ModelContract(
+        "bet", ("a", "b"), frozenset({"label", "probabilities"}), 64, 100
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"input": [{"name": "input_ids"}]}, r"its inputs are \['input_ids'\]"),
+        ({"output": [{"name": "label"}]}, "it has no output 'probabilities'"),
+        ({"max_batch_size": 0}, "it takes no batches"),
+        ({"parameters": {}}, "its parameter 'labels' is None"),
+        ({"parameters": parameters('{"a": 1}')}, "not a JSON list of names"),
+        ({"parameters": parameters("[]")}, "not a JSON list of names"),
+        ({"parameters": parameters("[1, 2]")}, "not a JSON list of names"),
+        ({"parameters": parameters("[")}, "cannot be read"),
+        ({"input": None}, "cannot be read"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(changes: dict[str, Any], fault: str) -> None:
+    with pytest.raises(IncompatibleModelError, match=fault):
+        read_contract("bet", config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("label", "probabilities"),
+    [
+        ([[b"a"]], [[0.2, 0.8]]),  # not the most probable class under these names
+        ([[b"c"]], [[0.8, 0.2]]),  # no class of the model
+        ([[b"a"]], [[0.8, 0.1, 0.1]]),  # another number of classes
+        ([[b"a"], [b"a"]], [[0.8, 0.2]]),  # another number of rows
+        (None, [[0.8, 0.2]]),
+    ],
+)
+def test_answers_that_do_not_fit_the_model_are_not_believed(label: Any, probabilities: Any) -> None:
+    answers = {"probabilities": np.array(probabilities, np.float32)}
+    if label is not None:
+        answers["label"] = np.array(label, np.object_)
+    contract = read_contract("bet", config())
+    with pytest.raises(IncompatibleModelError):
+        read_predictions(answers, contract, rows=1, outputs=("label", "probabilities"), diagnostics=False)
+
+
+def test_equally_probable_classes_are_no_contradiction() -> None:
+    answers: dict[str, Any] = {"label": np.array([[b"b"]], np.object_), "probabilities": np.array([[0.5, 0.5]])}
+    [answer] = read_predictions(
+        answers, read_contract("bet", config()), rows=1, outputs=("label", "probabilities"), diagnostics=False
+    )
+    assert answer.label == "b"
+    assert json.dumps(answer.probabilities) == '{"a": 0.5, "b": 0.5}'

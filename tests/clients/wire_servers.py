@@ -1,0 +1,89 @@
+"""Servers that misbehave on the wire, on real sockets: what a broken network or a wrong address looks like."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def serving(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Accept connections on a free port and let `answer` handle each in a thread; gives the address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    connections: list[socket.socket] = []
+
+    def handle(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            answer(connection)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                connections.append(connection)
+                threading.Thread(target=handle, args=(connection,), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+
+
+def read_request(connection: socket.socket) -> bytes:
+    """The head of an HTTP request; empty where the client has closed the connection."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        more = connection.recv(65536)
+        if not more:
+            return b""
+        received += more
+    return received
+
+
+def http_answer(body: bytes, status: str = "200 OK") -> bytes:
+    """A complete HTTP answer on a connection that stays open."""
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def always(answer: bytes) -> Callable[[socket.socket], None]:
+    """Answer every request alike, and keep the connection."""
+
+    def handle(connection: socket.socket) -> None:
+        while read_request(connection):
+            connection.sendall(answer)
+
+    return handle
+
+
+def once(answer: bytes) -> Callable[[socket.socket], None]:
+    """Answer one request, then close without having said so."""
+
+    def handle(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(answer)
+
+    return handle
+
+
+def trickle(connection: socket.socket) -> None:
+    """Send a header that never ends, a byte at a time."""
+    read_request(connection)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    stop = threading.Event()
+    while not stop.wait(0.02):
+        connection.sendall(b"x")
+
+
+def silent(connection: socket.socket) -> None:
+    """Take everything and say nothing."""
+    while connection.recv(65536):
+        pass
