@@ -122,6 +122,24 @@ def test_preflight_needs_nothing_but_the_standard_library():
     assert Path(run.stdout.strip()).exists()
 
 
+def test_all_faults_are_said_at_once(capsys):
+    assert preflight.main(["--python", "/no/such/python", "--port", "HTTP_PORT=none", "--port", "GRPC_PORT="]) == 2
+    said = capsys.readouterr()
+    assert "PYTHON=/no/such/python" in said.err
+    assert "HTTP_PORT=none" in said.err
+    assert said.out == ""
+
+
+def test_where_nothing_stands_in_the_way_the_interpreter_is_printed(capsys):
+    assert preflight.main(["--python", sys.executable]) == 0
+    assert Path(capsys.readouterr().out.strip()).exists()
+
+
+def test_an_environment_that_is_ready_is_used_as_it_is(capsys):
+    assert preflight.main(["--environment", sys.prefix]) == 0
+    assert capsys.readouterr().out == f"{sys.prefix}/bin/python\n"
+
+
 def test_an_environment_that_does_not_run_any_more_is_refused(tmp_path, capsys):
     assert preflight.main(["--environment", str(tmp_path)]) == 2
     assert f"remove {tmp_path}" in capsys.readouterr().err
