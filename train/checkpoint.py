@@ -2,8 +2,8 @@
 
 Three kinds lie in a run's folder. `rolling/checkpoint-N` (newest three; what a run resumes from), `milestones/step-N`
 (each improvement on validation; weights alone) and `production` (what export takes: weights, configuration, tokenizer,
-calibration, provenance, card). `files.json` in each lists the SHA-256 of every other file, so that a truncated or altered
-one is recognised and named.
+calibration, provenance, card). `files.json` in each lists the SHA-256 of every other file, so that a truncated or
+altered one is recognised and named.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ class Checkpoint:
     @property
     def label_names(self) -> tuple[str, ...]:
         """Class names in the order of the probabilities."""
-        id2label = self.model.config.id2label
-        return tuple(id2label[i] for i in range(self.model.config.num_labels))
+        return self.model.config.label_names
 
 
 def sha256_of(path: Path) -> str:
@@ -76,7 +75,9 @@ def verify(folder: Path) -> dict[str, str]:
     try:
         files: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no {SEAL}, so it was not completed, or not written by this project") from None
+        raise CheckpointError(
+            f"{folder} has no {SEAL}, so it was not completed, or not written by this project"
+        ) from None
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}); use another checkpoint") from error
     missing = [name for name in files if not (folder / name).is_file()]
@@ -134,6 +135,7 @@ def newest_whole(rolling: Path) -> tuple[Path | None, list[str]]:
 
 def save_production(
     folder: Path,
+    *,
     model: BetForSequenceClassification,
     tokenizer: Tokenizer,
     calibration: Calibration,
@@ -164,6 +166,6 @@ def load_production(folder: Path | str) -> Checkpoint:
         raise CheckpointError(
             f"{folder} is not a production checkpoint (no {', '.join(missing)}); give the run's `production` folder"
         )
-    model = BetForSequenceClassification.from_pretrained(folder).eval()
+    model = BetForSequenceClassification.from_pretrained(folder).train(False)
     provenance: dict[str, Any] = json.loads((folder / PROVENANCE_FILE).read_text(encoding="utf-8"))
     return Checkpoint(folder, model, load_tokenizer(folder), Calibration.load(folder), provenance)

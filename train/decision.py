@@ -62,7 +62,13 @@ def rows_to_prove(max_error: float, confidence: float) -> int:
 
 
 def learn_then_test(
-    risk: Floats, correct: npt.NDArray[np.bool_], eligible: npt.NDArray[np.bool_], *, max_error: float, confidence: float, highest: float
+    risk: Floats,
+    correct: npt.NDArray[np.bool_],
+    eligible: npt.NDArray[np.bool_],
+    *,
+    max_error: float,
+    confidence: float,
+    highest: float,
 ) -> tuple[float, str]:
     """The laxest threshold that the budget allows, and what to say about it.
 
@@ -82,27 +88,24 @@ def learn_then_test(
             raise CalibrationError(f"{name} = {value} must lie between 0 and 1, for instance 0.05")
     least = rows_to_prove(max_error, confidence)
     start = max(least, math.ceil(_START_SHARE * len(risk)))
-    chosen = NOTHING
-    tested = 0
-    for threshold in np.linspace(0, highest, _GRID + 1)[1:]:
-        accepted = eligible & (risk <= threshold)
-        rows = int(accepted.sum())
-        if rows < start:
-            continue
-        tested += 1
-        errors = int((accepted & ~correct).sum())
-        if clopper_pearson_upper(errors, rows, confidence) > max_error:
-            if chosen == NOTHING:
-                return NOTHING, _what_it_takes(errors, rows, len(risk), max_error, confidence)
-            break
-        chosen = float(threshold)
-    if not tested:
+    grid = np.linspace(0, highest, _GRID + 1)[1:]
+    accepted = eligible[None] & (risk[None] <= grid[:, None])
+    rows, errors = accepted.sum(1), (accepted & ~correct[None]).sum(1)
+    first = int(np.searchsorted(rows, start))  # counts grow with the threshold
+    if first == len(grid):
         return NOTHING, (
             f"no budget can be proven with {len(risk)} calibration rows ({int(eligible.sum())} of them familiar): "
             f"{max_error:.1%} at {confidence:.0%} confidence takes at least {least} accepted rows without an error; "
             "every answer goes to review until there are more rows"
         )
-    return chosen, ""
+    held = [
+        clopper_pearson_upper(int(e), int(r), confidence) <= max_error
+        for e, r in zip(errors[first:], rows[first:], strict=True)
+    ]
+    kept = held.index(False) if False in held else len(held)
+    if kept == 0:
+        return NOTHING, _what_it_takes(int(errors[first]), int(rows[first]), len(risk), max_error, confidence)
+    return float(grid[first + kept - 1]), ""
 
 
 def _what_it_takes(errors: int, rows: int, total: int, max_error: float, confidence: float) -> str:
@@ -117,8 +120,8 @@ def _what_it_takes(errors: int, rows: int, total: int, max_error: float, confide
     while clopper_pearson_upper(math.ceil(rate * needed), needed, confidence) > max_error:
         needed = math.ceil(needed * 1.1)
     return (
-        f"an error budget of {max_error:.1%} cannot be proven at {confidence:.0%} confidence: {seen}; every answer goes "
-        f"to review; about {math.ceil(total * needed / rows)} calibration rows would do where {total} are given"
+        f"an error budget of {max_error:.1%} cannot be proven at {confidence:.0%} confidence: {seen}; every answer "
+        f"goes to review; about {math.ceil(total * needed / rows)} calibration rows would do where {total} are given"
     )
 
 

@@ -42,7 +42,9 @@ class Features:
     vectors: npt.NDArray[np.float32]  # [V, embedding_size]
 
 
-def prepare_features(corpus: Corpus, preset: Preset, folder: Path, *, seed: int, threads: int) -> tuple[Features, list[Ids]]:
+def prepare_features(
+    corpus: Corpus, preset: Preset, folder: Path, *, seed: int, threads: int
+) -> tuple[Features, list[Ids]]:
     """Features from the training part, and its token ids; loaded from `folder` where they lie there whole."""
     config = BetConfig(**preset.model)
     if folder.is_dir():

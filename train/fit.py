@@ -144,7 +144,14 @@ def fit(options: FitOptions) -> Path:
         "versions": verdict.versions(),
         "machine": verdict.machine(),
     }
-    save_production(production, model, features.tokenizer, calibration, provenance, _card(corpus, best, calibration))
+    save_production(
+        production,
+        model=model,
+        tokenizer=features.tokenizer,
+        calibration=calibration,
+        provenance=provenance,
+        card=_card(corpus, best, calibration),
+    )
     _log.info("production checkpoint: %s, %.0f s", production, time.perf_counter() - started)
     return production
 
@@ -157,7 +164,11 @@ def git_commit() -> str | None:
             ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
         ).stdout.strip()
         changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], cwd=root, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -197,8 +208,8 @@ def _claim(options: FitOptions, run_key: str) -> None:
         found = json.loads(mark.read_text(encoding="utf-8")).get("run_key")
         if found == run_key and not options.resume:
             raise CheckpointError(
-                f"{options.output} holds an unfinished run with these options; add --resume to go on with it, or choose "
-                "another --output"
+                f"{options.output} holds an unfinished run with these options; add --resume to go on with it, or "
+                "choose another --output"
             )
         if found != run_key:
             if not options.overwrite:
@@ -225,8 +236,8 @@ def _card(corpus: Corpus, best: dict[str, Any], calibration: Calibration) -> str
     )
     return f"""# Bayesian Expectation Transformer: {corpus.name}
 
-Text classifier for {len(corpus.label_names)} classes ({", ".join(corpus.label_names)}), with calibrated probabilities and
-its uncertainty split in two.
+Text classifier for {len(corpus.label_names)} classes ({", ".join(corpus.label_names)}), with calibrated probabilities
+and its uncertainty split in two.
 
 | part | texts |
 |---|---|
@@ -235,8 +246,8 @@ its uncertainty split in two.
 Chosen at step {best["step"]} on validation: accuracy {best["accuracy"]:.4f}, NLL {best["nll"]:.4f} before calibration.
 {accepted}
 
-Intended for texts like those it was trained on. It says so itself where a text is not: `epistemic` rises with n-grams that
-training never saw. It does not detect irony, quotations or texts written to deceive it.
+Intended for texts like those it was trained on. It says so itself where a text is not: `epistemic` rises with n-grams
+that training never saw. It does not detect irony, quotations or texts written to deceive it.
 
 Load it with `train.checkpoint.load_production`; serve it with `python -m export add`.
 """

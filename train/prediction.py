@@ -40,7 +40,7 @@ def predict_ids(
     model: BetForSequenceClassification, documents: list[Ids], batch_tokens: int = 16_384
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Every field of `BetPrediction` for N texts given as token ids, as arrays with N rows."""
-    model.eval()
+    model.train(False)
     parts = [model.predict(*pack([documents[i] for i in b])) for b in token_batches(documents, batch_tokens)]
     return {
         name: torch.cat([getattr(part, name) for part in parts]).numpy() for name in (parts[0]._fields if parts else ())
@@ -60,6 +60,6 @@ def components_of(
     model: BetForSequenceClassification, documents: list[Ids], batch_tokens: int = 16_384
 ) -> BetComponents:
     """Evidence, novelty and trunk logits of N texts, for calibration."""
-    model.eval()
+    model.train(False)
     parts = [model.components(*pack([documents[i] for i in b])) for b in token_batches(documents, batch_tokens)]
     return BetComponents(*(torch.cat(field) for field in zip(*parts, strict=True)))

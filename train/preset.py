@@ -88,7 +88,9 @@ def load_preset(name: str) -> Preset:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIG_FOLDER / f"{name}.yaml"
     if not path.is_file():
-        raise ConfigError(f"there is no preset {name!r}; choose one of {', '.join(preset_names())} or give a .yaml file")
+        raise ConfigError(
+            f"there is no preset {name!r}; choose one of {', '.join(preset_names())} or give a .yaml file"
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -127,7 +129,7 @@ def _section(kind: type, content: Any, section: str, faults: list[str]) -> Any:
             value = float(value)
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
             faults.append(f"{section}.{key} = {value!r} must be of type {wanted.__name__}")
-        elif wanted in (int, float) and value < 0:
+        elif isinstance(value, int | float) and value < 0:
             faults.append(f"{section}.{key} = {value!r} must not be negative")
         values[key] = value
     return None if faults else kind(**values)

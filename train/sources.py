@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets  # type: ignore[import-untyped]
+import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from train.errors import DataError

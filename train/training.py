@@ -1,8 +1,8 @@
 """Train the trunk with the Hugging Face `Trainer`, on packed batches.
 
-Warm-up, schedule, clipping, accumulation, mixed precision and gradient checkpointing are the Trainer's options. Ours are
-the data (a fresh stretch of every text in each epoch, packed end to end), checkpoints that are whole or not there, and
-plain progress lines where there is no terminal.
+Warm-up, schedule, clipping, accumulation, mixed precision and gradient checkpointing are the Trainer's options. Ours
+are the data (a fresh stretch of every text in each epoch, packed end to end), checkpoints that are whole or not there,
+and plain progress lines where there is no terminal.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import rotate_checkpoints
 
 from train.checkpoint import newest_whole, verify, written_whole
 from train.errors import CheckpointError, TrainError
@@ -41,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 class Windows(Dataset[dict[str, Any]]):
-    """Texts as token ids; a text longer than `window` gives a stretch of it that depends on seed, epoch and row only."""
+    """Texts as token ids; one longer than `window` gives a stretch that depends on seed, epoch and row only."""
 
     def __init__(self, documents: list[Ids], labels: npt.NDArray[np.int64], window: int | None, seed: int) -> None:
         self.documents, self.labels, self.window, self.seed, self.epoch = documents, labels, window, seed, 0
@@ -134,19 +135,17 @@ def train_trunk(
         raise TrainError("training ended without an evaluation; give at least one epoch")
     folder, record = best
     model.load_state_dict(BetForSequenceClassification.from_pretrained(folder).state_dict())
-    model.eval()
+    model.train(False)
     return record
 
 
-class Milestones(TrainerCallback):  # type: ignore[misc]  # transformers leaves it untyped
+class Milestones(TrainerCallback):
     """Keeps the weights of every improvement of the validation NLL; what is best is read from disk, so it survives."""
 
     def __init__(self, model: BetForSequenceClassification, folder: Path) -> None:
         self.model, self.folder = model, folder
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write a milestone if this evaluation is the best so far."""
         metrics = kwargs["metrics"]
         nll = metrics["eval_nll"]
@@ -172,7 +171,7 @@ class Milestones(TrainerCallback):  # type: ignore[misc]  # transformers leaves 
         return min(found, key=lambda pair: float(pair[1]["nll"]), default=None)
 
 
-class _AtomicTrainer(Trainer):  # type: ignore[misc]  # transformers leaves it untyped
+class _AtomicTrainer(Trainer):
     """A Trainer whose rolling checkpoints are moved in whole, after their hashes were written."""
 
     _staging: Path | None = None
@@ -197,12 +196,10 @@ class _AtomicTrainer(Trainer):  # type: ignore[misc]  # transformers leaves it u
         self._forget_old(rolling)
 
     def _forget_old(self, rolling: Path) -> None:
-        from transformers.trainer_utils import rotate_checkpoints
-
         rotate_checkpoints(output_dir=str(rolling), save_total_limit=self.args.save_total_limit)
 
 
-class _Epochs(TrainerCallback):  # type: ignore[misc]
+class _Epochs(TrainerCallback):
     """Tells the data which epoch it is, also after a resume in the middle of one."""
 
     def __init__(self, windows: Windows) -> None:
@@ -214,7 +211,7 @@ class _Epochs(TrainerCallback):  # type: ignore[misc]
         self.windows.epoch = int(state.epoch or 0)
 
 
-class _Lines(TrainerCallback):  # type: ignore[misc]
+class _Lines(TrainerCallback):
     """Progress as plain lines, for logs and pipelines."""
 
     def __init__(self, rows: int) -> None:

@@ -82,7 +82,7 @@ def test_the_packed_read_out_equals_k_full_passes(lengths: list[int]) -> None:
     model = MODELS[2]
     texts = draw_texts(lengths)
     with torch.no_grad():
-        tokens, segments = model._read(torch.cat(texts), column(lengths))
+        _, segments = model._read(torch.cat(texts), column(lengths))
         trunk = model.trunk
         x = trunk.project_in(trunk.embedding(segments.ids))
         for block in trunk.blocks:

@@ -2,10 +2,10 @@
 
 Positional encodings make a transformer's answer depend on the order of evidence that should be exchangeable; averaged
 over orders it is Bayesian in expectation (arXiv 2507.11768). Word order inside a segment matters and is kept; the order
-of segments is averaged over. Keys carry rotary positions (Su et al. 2021): with key j of the segment at rank p sitting at
-c·p + j, R(c·p + j) = R(c·p) R(j), so the keys are turned once by j and an order turns the *query* back by c·p. K orders
-therefore cost K small queries a segment instead of K passes, and the softmax is joined over segments from partial sums,
-as in flash-decoding.
+of segments is averaged over. Keys carry rotary positions (Su et al. 2021): with key j of the segment at rank p sitting
+at c·p + j, R(c·p + j) = R(c·p) R(j), so the keys are turned once by j and an order turns the *query* back by c·p. K
+orders therefore cost K small queries a segment instead of K passes, and the softmax is joined over segments from
+partial sums, as in flash-decoding.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def rotate(x: Tensor, position: Tensor, base: float) -> Tensor:
     return torch.cat([u * cos - v * sin, u * sin + v * cos], -1)
 
 
-class LocalBlock(GradientCheckpointingLayer):  # type: ignore[misc]  # transformers leaves it untyped
+class LocalBlock(GradientCheckpointingLayer):
     """Pre-norm transformer block whose attention stays inside a segment."""
 
     def __init__(self, width: int, heads: int, intermediate: int, dropout: float, rotary_base: float) -> None:
@@ -53,8 +53,8 @@ class LocalBlock(GradientCheckpointingLayer):  # type: ignore[misc]  # transform
         scores = scores + (~mask)[:, None, None].to(x.dtype) * _MASKED
         attended = (scores.softmax(-1) @ value).transpose(1, 2).reshape(slots, c, width)
         x = x + self.dropout(self.output(attended))
-        feed_forward: Tensor = self.down(nn.functional.gelu(self.up(self.feed_forward_norm(x))))
-        return x + self.dropout(feed_forward)
+        mixed: Tensor = x + self.dropout(self.down(nn.functional.gelu(self.up(self.feed_forward_norm(x)))))
+        return mixed
 
 
 def segment_orders(orders: int, segments: int, seed: int) -> Tensor:
@@ -72,7 +72,7 @@ def segment_orders(orders: int, segments: int, seed: int) -> Tensor:
 
 
 def rank_table(keys: Tensor) -> Tensor:
-    """Ranks under sort keys [K, N]: entry [n, k, s] is the place of segment s among the first n segments; [N+1, K, N]."""
+    """Ranks under sort keys [K, N]: entry [n, k, s] of [N+1, K, N] is the place of segment s among the first n."""
     segments = keys.shape[1]
     earlier = keys[:, :, None] > keys[:, None, :]
     n = torch.arange(segments + 1, device=keys.device)
@@ -86,7 +86,7 @@ class MartingaleAwareAttention(nn.Module):
     rank: Tensor
 
     def __init__(
-        self, width: int, heads: int, segment_length: int, orders: int, segments: int, rotary_base: float, seed: int
+        self, *, width: int, heads: int, segment_length: int, orders: int, segments: int, rotary_base: float, seed: int
     ) -> None:
         super().__init__()
         self.heads, self.segment_length, self.rotary_base = heads, segment_length, rotary_base
@@ -113,11 +113,11 @@ class MartingaleAwareAttention(nn.Module):
         """
         ranks = self.rank if ranks is None else ranks
         slots, c, _ = x.shape
-        rows, heads = segments.count.shape[0], self.heads
+        rows, heads = segments.per_row.shape[0], self.heads
         key = self.key(x).reshape(slots, c, heads, -1).transpose(1, 2)
         key = rotate(key, torch.arange(c, device=x.device), self.rotary_base)
         value = self.value(x).reshape(slots, c, heads, -1).transpose(1, 2)
-        rank = ranks[segments.count[segments.row], :, segments.index]  # [S, K]
+        rank = ranks[segments.per_row[segments.row], :, segments.place]  # [S, K]
         orders, e = rank.shape[1], value.shape[-1]
         query = rotate(self.query[None, None], -(self.segment_length * rank)[..., None], self.rotary_base)  # [S,K,H,e]
 

@@ -63,13 +63,13 @@ class Trunk(nn.Module):
         )
         self.norm, self.readout_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.readout = MartingaleAwareAttention(
-            width,
-            config.num_attention_heads,
-            config.segment_length,
-            config.orders,
-            config.max_segments,
-            config.rotary_base,
-            config.order_seed,
+            width=width,
+            heads=config.num_attention_heads,
+            segment_length=config.segment_length,
+            orders=config.orders,
+            segments=config.max_segments,
+            rotary_base=config.rotary_base,
+            seed=config.order_seed,
         )
         self.moments, self.counts = nn.Linear(width, _PROJECTED), nn.Linear(width, _COUNTED)
         self.from_readout = nn.Linear(width, config.logit_columns)
@@ -88,8 +88,9 @@ class Trunk(nn.Module):
         for block in self.blocks:
             x = block(x, segments.mask)
         x = self.norm(x)
-        logits: Tensor = self.from_readout(self.dropout(self.readout_norm(self.readout(x, segments, ranks))))
-        return logits + self.from_statistics(self._statistics(x, segments, lengths))[:, None]
+        by_order = self.from_readout(self.dropout(self.readout_norm(self.readout(x, segments, ranks))))
+        logits: Tensor = by_order + self.from_statistics(self._statistics(x, segments, lengths))[:, None]
+        return logits
 
     def _statistics(self, x: Tensor, segments: Segments, lengths: Tensor) -> Tensor:
         """Masked mean and deviation of projections, soft counts, and length: invariant to the order of segments."""
@@ -117,7 +118,7 @@ class BetForSequenceClassification(PreTrainedModel):
         self.evidence = SufficientStatsEncoder(config.vocab_size, config.hash_slots, config.logit_columns)
         self.trunk = Trunk(config)
         self.posterior = Posterior(config.logit_columns, config.noise_nodes)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """The modules initialise themselves as the recipe measured it; nothing is drawn again."""

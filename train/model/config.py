@@ -5,7 +5,7 @@ Every default is the recipe's; where a number was chosen by measurement, the rea
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from transformers import PretrainedConfig
 
@@ -44,6 +44,7 @@ class BetConfig(PretrainedConfig):
 
     def __init__(
         self,
+        *,
         vocab_size: int = 30_000,
         embedding_size: int = 128,
         hidden_size: int = 64,
@@ -86,16 +87,23 @@ class BetConfig(PretrainedConfig):
         self.budget_gap = budget_gap
         self.budget_epsilon = budget_epsilon
         self.order_seed = order_seed
+        self.pad_token_id = pad_token_id
         self.unk_token_id = unk_token_id
-        super().__init__(pad_token_id=pad_token_id, **kwargs)
+        super().__init__(**kwargs)
         faults = self._faults()
         if faults:
             raise ConfigError("the model configuration cannot work: " + "; ".join(faults))
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """Class names in the order of the probabilities."""
+        names = cast("dict[int, str]", self.id2label)  # transformers turns the keys of JSON back into integers
+        return tuple(names[i] for i in range(len(names)))
+
+    @property
     def logit_columns(self) -> int:
         """Columns of a logit: one (the log-odds) for two classes, else one for each class."""
-        return 1 if self.num_labels == 2 else int(self.num_labels)
+        return 1 if len(self.label_names) == 2 else len(self.label_names)
 
     @property
     def max_segments(self) -> int:
@@ -120,8 +128,8 @@ class BetConfig(PretrainedConfig):
             )
             if getattr(self, name) < 1
         ]
-        if self.num_labels < 2:
-            faults.append(f"{self.num_labels} classes, must be at least 2")
+        if len(self.label_names) < 2:
+            faults.append(f"{len(self.label_names)} classes, must be at least 2")
         if not faults and self.hidden_size % (2 * self.num_attention_heads):
             faults.append(
                 f"hidden_size = {self.hidden_size} is not a multiple of twice num_attention_heads = "

@@ -21,7 +21,7 @@ HASH_FACTORS = {2: (589134672113, 912387465029), 3: (398712564481, 671209834157,
 class SufficientStatsEncoder(nn.Module):
     """Sum of the evidence of the distinct n-grams of each text, and its novelty.
 
-    Buffers: `unigram` [V, L]; for n = 2, 3 `fingerprint_n` [M] int32 (-1: free slot) and `evidence_n` [M, L]; `bias` [L].
+    Buffers: `bias` [L], `unigram` [V, L]; for n = 2, 3 `fingerprint_n` [M] int32 (-1: free slot), `evidence_n` [M, L].
     """
 
     unigram: Tensor

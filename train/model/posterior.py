@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.stats import norm, qmc
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def digamma(x: Tensor) -> Tensor:
     return shift + torch.log(x) - 0.5 / x - series
 
 
-def normal_nodes(columns: int, nodes: int) -> tuple[np.ndarray, np.ndarray]:
+def normal_nodes(columns: int, nodes: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Nodes [Q, columns] and weights [Q] that integrate over a standard normal.
 
     One column: Gauss-Hermite quadrature. More: 8 * `nodes` scrambled Sobol points (fixed seed) and their mirror images,

@@ -33,8 +33,8 @@ class Segments(NamedTuple):
     ids: Tensor  # [S, c] int64, 0 where the mask is False
     mask: Tensor  # [S, c] bool
     row: Tensor  # [S] int64, the text of each slot
-    index: Tensor  # [S] int64, place of the slot within its text
-    count: Tensor  # [R] int64, segments of each text, at least 1
+    place: Tensor  # [S] int64, place of the slot within its text
+    per_row: Tensor  # [R] int64, segments of each text, at least 1
 
 
 def read_tokens(input_ids: Tensor, lengths: Tensor, max_length: int) -> Tokens:

@@ -1,0 +1,133 @@
+"""The error budget holds its promise, and where nothing can be promised it says so with a number."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train.calibration import Calibration
+from train.decision import NOTHING, clopper_pearson_upper, conformal_threshold, learn_then_test, rows_to_prove
+from train.errors import CalibrationError
+
+HIGHEST = math.log(2)
+
+
+def draw(rows: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Risks over the whole range, and answers that are wrong ever more often, up to one half."""
+    risk = random.uniform(0, HIGHEST, rows)
+    wrong = random.random(rows) < 0.5 * (risk / HIGHEST) ** 2
+    return risk, ~wrong
+
+
+def true_error(threshold: float) -> float:
+    return 0.5 * (threshold / HIGHEST) ** 2 / 3
+
+
+def test_fifty_nine_right_answers_prove_five_percent() -> None:
+    assert rows_to_prove(0.05, 0.95) == 59
+    assert clopper_pearson_upper(0, 59, 0.95) <= 0.05 < clopper_pearson_upper(0, 58, 0.95)
+
+
+def test_the_budget_is_exceeded_in_at_most_five_percent_of_calibrations() -> None:
+    random = np.random.default_rng(0)
+    exceeded = accepted = 0
+    for _ in range(1000):
+        risk, correct = draw(800, random)
+        threshold, _ = learn_then_test(
+            risk, correct, np.ones(800, bool), max_error=0.05, confidence=0.95, highest=HIGHEST
+        )
+        accepted += threshold != NOTHING
+        exceeded += threshold != NOTHING and true_error(threshold) > 0.05
+    assert accepted > 900  # a rule that accepts nothing would hold trivially
+    assert exceeded <= 50
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"), [(40, "at least 59 accepted rows"), (400, "more rows will not change that")]
+)
+def test_where_nothing_can_be_proven_every_answer_goes_to_review(rows: int, words: str) -> None:
+    random = np.random.default_rng(1)
+    correct = np.ones(rows, bool) if rows == 40 else random.random(rows) < 0.8
+    threshold, message = learn_then_test(
+        random.uniform(0, HIGHEST, rows), correct, np.ones(rows, bool), max_error=0.05, confidence=0.95, highest=HIGHEST
+    )
+    assert threshold == NOTHING
+    assert words in message
+
+
+def test_a_budget_that_lacks_only_rows_says_how_many() -> None:
+    correct = np.ones(120, bool)
+    correct[::30] = False  # 3.3 % wrong: too many to prove 5 % with 120 rows
+    threshold, message = learn_then_test(
+        np.full(120, 0.1), correct, np.ones(120, bool), max_error=0.05, confidence=0.95, highest=HIGHEST
+    )
+    assert threshold == NOTHING
+    assert "calibration rows would do where 120 are given" in message
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.0, -0.1, 5.0])
+def test_an_impossible_budget_is_refused_with_its_value(budget: float) -> None:
+    with pytest.raises(CalibrationError, match=f"max_error = {budget}"):
+        learn_then_test(np.ones(9), np.ones(9, bool), np.ones(9, bool), max_error=budget, confidence=0.95, highest=1)
+
+
+@pytest.mark.parametrize("n", range(5, 201))
+def test_the_conformal_rank_is_the_ceiling_of_the_corrected_level(n: int) -> None:
+    scores = np.arange(1, n + 1) / 1000
+    rank = -(-(n + 1) * 95 // 100)  # in whole numbers
+    expected = 1.0 if rank > n else rank / 1000
+    assert conformal_threshold(scores, 0.95) == pytest.approx(expected)
+
+
+def calibration(rows: int, seed: int = 0) -> Calibration:
+    random = np.random.default_rng(seed)
+    risk, correct = draw(rows, random)
+    return Calibration(
+        total=risk.tolist(),
+        epistemic=(risk / 10).tolist(),
+        true_probability=np.where(correct, 0.9, 0.2).tolist(),
+        correct=correct.tolist(),
+        num_classes=2,
+        novelty_threshold=0.06,
+        novelty_quantile=0.99,
+        fitted_rows=rows,
+    )
+
+
+def test_eight_rows_give_full_sets_and_a_warning_nineteen_do_not() -> None:
+    few, enough = calibration(8).decide(), calibration(19).decide()
+    assert few.conformal_threshold == 1
+    assert "full prediction sets" in few.message
+    assert enough.conformal_threshold < 1
+    assert "full prediction sets" not in enough.message
+
+
+@given(st.integers(100, 600), st.floats(0.02, 0.4))
+@settings(max_examples=30, deadline=None)
+def test_what_is_accepted_stays_within_the_budget_and_is_familiar(rows: int, budget: float) -> None:
+    made = calibration(rows)
+    decision = made.decide(max_error=budget)
+    if decision.risk_threshold == NOTHING:
+        assert decision.accepted_share == 0
+        assert decision.message
+    else:
+        assert decision.accepted_error <= decision.accepted_error_bound <= budget
+        accepted = (np.array(made.total) <= decision.risk_threshold) & (np.array(made.epistemic) <= 0.06)
+        assert decision.accepted_share == pytest.approx(accepted.mean())
+
+
+def test_a_smaller_budget_never_accepts_more() -> None:
+    made = calibration(600)
+    shares = [made.decide(max_error=budget).accepted_share for budget in (0.2, 0.1, 0.05, 0.02)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > shares[-1]
+
+
+def test_a_calibration_comes_back_from_its_file(tmp_path: object) -> None:
+    made = calibration(50)
+    made.save(tmp_path)  # type: ignore[arg-type]
+    assert Calibration.load(tmp_path) == made  # type: ignore[arg-type]

@@ -1,0 +1,156 @@
+"""What is learned from n-grams is what the served graph adds up, and unseen ones count as unseen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train.embedding import ppmi_vectors
+from train.evidence import EvidenceTables, contiguous_folds, crop, distinct_ngrams, fit_evidence, own_slots
+from train.features import Features, build_model
+from train.model import BetConfig
+from train.prediction import components_of, token_batches
+
+VOCABULARY, SLOTS = 60, 512
+
+
+def documents_of(count: int, seed: int = 0, classes: int = 2) -> tuple[list[np.ndarray], np.ndarray]:
+    """Texts in which the words below 10 · (label + 1) are more frequent, so that there is evidence to learn."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    documents = []
+    for label in labels:
+        own = random.integers(2 + 8 * label, 10 + 8 * label, 12)
+        documents.append(
+            random.permutation(np.concatenate([own, random.integers(30, VOCABULARY, 20)])).astype(np.int64)
+        )
+    return documents, labels.astype(np.int64)
+
+
+def fitted(classes: int = 2) -> tuple[EvidenceTables, list[np.ndarray], np.ndarray]:
+    documents, labels = documents_of(120, classes=classes)
+    tables = fit_evidence(
+        documents, labels, num_classes=classes, vocab_size=VOCABULARY, slots=SLOTS, folds=4, inverse_regularisation=1.0,
+        crop_weight=0.15, seed=0, threads=2,
+    )  # fmt: skip
+    return tables, documents, labels
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_graph_adds_up_what_was_learned(classes: int) -> None:
+    tables, documents, _ = fitted(classes)
+    config = BetConfig(
+        vocab_size=VOCABULARY, hash_slots=SLOTS, embedding_size=8, hidden_size=8, num_attention_heads=2,
+        intermediate_size=8, num_labels=classes,
+    )  # fmt: skip
+    vectors = np.zeros((VOCABULARY, 8), np.float32)
+    model = build_model(config, Features(None, tables, vectors))  # type: ignore[arg-type]
+    components = components_of(model, documents, batch_tokens=200)
+    for row in (0, 7, 63):
+        expected = tables.bias + tables.unigram[np.unique(documents[row])].sum(0)
+        for n in (2, 3):
+            _, hashed = distinct_ngrams([documents[row]], n)
+            known = tables.fingerprints[n][hashed % SLOTS] == hashed // SLOTS
+            expected = expected + tables.tables[n][hashed[known] % SLOTS].sum(0)
+            novelty = (~known).sum() ** 2 / max(len(hashed), 1)
+            assert components.novelty[row, n - 2].item() == pytest.approx(novelty, rel=1e-5)
+        np.testing.assert_allclose(components.evidence[row].numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_out_of_fold_scores_find_the_class_and_come_from_members_that_never_saw_the_row(classes: int) -> None:
+    tables, _, labels = fitted(classes)
+    predicted = tables.out_of_fold[:, 0] > 0 if classes == 2 else tables.out_of_fold.argmax(1)
+    assert (predicted == labels).mean() > 0.9
+    shuffled = np.random.default_rng(1).permutation(labels)
+    documents, _ = documents_of(120, classes=classes)
+    noise = fit_evidence(
+        documents, shuffled, num_classes=classes, vocab_size=VOCABULARY, slots=SLOTS, folds=4,
+        inverse_regularisation=1.0, crop_weight=0.15, seed=0, threads=2,
+    )  # fmt: skip
+    guessed = noise.out_of_fold[:, 0] > 0 if classes == 2 else noise.out_of_fold.argmax(1)
+    # In-sample scores would be near 1 here; honest ones are near chance.
+    assert (guessed == shuffled).mean() < 1 / classes + 0.2
+
+
+def test_an_ngram_that_no_document_shares_owns_no_slot() -> None:
+    document, hashed = distinct_ngrams([np.array([5, 6, 7]), np.array([5, 6, 9])], 2)
+    fingerprints = own_slots(hashed, SLOTS)
+    assert (fingerprints >= 0).sum() == 1  # only (5, 6)
+    assert document.tolist() == [0, 0, 1, 1]
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=6), st.sampled_from([2, 3]))
+@settings(max_examples=60, deadline=None)
+def test_distinct_ngrams_are_those_of_a_set(texts: list[list[int]], n: int) -> None:
+    document, hashed = distinct_ngrams([np.array(t, np.int64) for t in texts], n)
+    expected = {(i, tuple(t[j : j + n])) for i, t in enumerate(texts) for j in range(len(t) - n + 1)}
+    assert len(hashed) == len(expected)
+    assert sorted(document.tolist()) == sorted(i for i, _ in expected)
+
+
+@given(st.integers(1, 400), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_a_crop_is_a_stretch_of_the_text(length: int, seed: int) -> None:
+    text = np.arange(length)
+    part = crop(text, np.random.default_rng(seed))
+    assert 1 <= len(part) <= max(100, length)
+    assert np.array_equal(part, np.arange(part[0], part[0] + len(part)))
+
+
+def test_folds_are_contiguous_within_a_class() -> None:
+    labels = np.array([0, 1] * 40)
+    fold = contiguous_folds(labels, 4)
+    for label in (0, 1):
+        own = fold[labels == label]
+        assert (np.diff(own) >= 0).all()
+        assert np.bincount(own).tolist() == [10] * 4
+
+
+def test_word_vectors_put_words_of_the_same_company_together() -> None:
+    random = np.random.default_rng(0)
+    documents = [random.permutation(np.repeat([2, 3, 4], 6) + 10 * (i % 2)) for i in range(80)]
+    vectors = ppmi_vectors(documents, 20, 8)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
+    assert unit[2] @ unit[3] > unit[2] @ unit[13]
+    assert not vectors[0].any()
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
+@settings(max_examples=60, deadline=None)
+def test_batches_keep_every_text_once_and_in_order(lengths: list[int], budget: int) -> None:
+    documents = [np.zeros(n, np.int64) for n in lengths]
+    batches = list(token_batches(documents, budget))
+    assert [i for batch in batches for i in batch] == list(range(len(lengths)))
+    assert all(len(b) == 1 or sum(lengths[i] for i in b) <= budget for b in batches)
+
+
+def test_real_text_keeps_its_hashes_exact_in_the_graph() -> None:
+    """40-bit hashes need 64-bit integer arithmetic throughout; random small ids would not show a float32 detour."""
+    config = BetConfig(vocab_size=30_000, hash_slots=1 << 18, embedding_size=8, hidden_size=8, num_attention_heads=2)
+    model = build_model(
+        config,
+        Features(
+            None,  # type: ignore[arg-type]
+            EvidenceTables(
+                unigram=np.zeros((30_000, 1), np.float32),
+                fingerprints={n: np.full(1 << 18, -1, np.int32) for n in (2, 3)},
+                tables={n: np.zeros((1 << 18, 1), np.float32) for n in (2, 3)},
+                bias=np.zeros(1, np.float32),
+                out_of_fold=np.zeros((1, 1), np.float32),
+            ),
+            np.zeros((30_000, 8), np.float32),
+        ),
+    )
+    text = np.random.default_rng(0).integers(20_000, 30_000, 200).astype(np.int64)
+    for n in (2, 3):
+        _, hashed = distinct_ngrams([text], n)
+        model.evidence.get_buffer(f"fingerprint_{n}")[torch.from_numpy(hashed % (1 << 18))] = torch.from_numpy(
+            (hashed // (1 << 18)).astype(np.int32)
+        )
+        model.evidence.get_buffer(f"evidence_{n}")[torch.from_numpy(hashed % (1 << 18))] = 1.0
+    evidence = components_of(model, [text]).evidence
+    assert evidence.item() == pytest.approx(199 + 198, abs=3)  # a few n-grams may share a slot
