@@ -1,0 +1,208 @@
+"""`python -m export`: add a version behind the gate, verify the one that answers, list, remove and switch versions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Spinning OpenMP threads on shared cores make an execution many times as slow; this must stand before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+from transformers.utils.logging import disable_progress_bar
+
+from export import versions
+from export.add import GATE_TEXTS, AddOptions, add
+from export.control import promote, rollback
+from export.errors import ExportError
+from export.repository import DEFAULT_NAME, Names
+from export.rows import RowFiles
+from export.verify import VERIFY_TEXTS, VerifyOptions, verify
+from train.errors import TrainError
+from verdict import Report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 done and all hold, 1 a check does not hold, 2 wrong use)."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        format="%(message)s", level=logging.WARNING if options.json else logging.INFO, stream=sys.stderr
+    )
+    for library in ("datasets", "httpx", "fsspec", "filelock", "transformers"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    disable_progress_bar()  # transformers draws one for loading a file that takes a blink
+    try:
+        return int(options.run(options))
+    except (ExportError, TrainError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _add(options: argparse.Namespace) -> int:
+    added = add(
+        AddOptions(
+            checkpoint=options.checkpoint,
+            name=options.name,
+            repository=options.repository,
+            files=_files(options),
+            max_error=options.max_error,
+            confidence=options.confidence,
+            gate_texts=options.gate_texts,
+        )
+    )
+    where = options.repository / Names(options.name).classifier
+    outcome = (
+        f"version {added.version} of {options.name!r} answers from now on: {where / str(added.version)}"
+        if added.version is not None
+        else f"refused: the gate does not hold, and {options.repository} is as it was"
+    )
+    added.report.details["version"] = added.version
+    _print_report(added.report, options, outcome)
+    return added.report.exit_status()
+
+
+def _verify(options: argparse.Namespace) -> int:
+    report = verify(
+        VerifyOptions(
+            name=options.name,
+            repository=options.repository,
+            url=options.url or ("localhost:8001" if options.protocol == "grpc" else "localhost:8000"),
+            protocol=options.protocol,
+            files=_files(options),
+            texts=options.gate_texts,
+        )
+    )
+    _print_report(
+        report, options, f"compared with version {report.details['version']}; truth: {report.details['truth']}"
+    )
+    return report.exit_status(report_only=options.report_only)
+
+
+def _list(options: argparse.Namespace) -> int:
+    names = Names(options.name)
+    found = versions.list_versions(options.repository, names)
+    if options.json:
+        print(json.dumps({"name": options.name, "versions": [version.as_dict() for version in found]}))
+        return 0
+    if not found:
+        print(f"no version of {options.name!r} in {options.repository}; `python -m export add CHECKPOINT` makes one")
+    for version in found:
+        state = "answers" if version.pinned else "previous" if version.previous else ""
+        what = "; ".join(version.faults) or f"{version.created}  {', '.join(version.labels)}"
+        print(f"{version.number:>4}  {state:<8}  {what}")
+    return 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    versions.remove(options.repository, Names(options.name), options.version)
+    return _say(options, {"removed": options.version}, f"version {options.version} of {options.name!r} is removed")
+
+
+def _promote(options: argparse.Namespace) -> int:
+    before = promote(options.repository, Names(options.name), options.version, options.url, options.protocol)
+    return _switched(options, options.version, before.version)
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    number, before = rollback(options.repository, Names(options.name), options.url, options.protocol)
+    return _switched(options, number, before.version)
+
+
+def _switched(options: argparse.Namespace, number: int, before: int) -> int:
+    where = f"on disk and at {options.url}" if options.url else "on disk; a running server takes it with --url"
+    text = f"{options.name!r} answers with version {number} ({where}); before it was {before}"
+    return _say(options, {"version": number, "before": before, "url": options.url}, text)
+
+
+def _say(options: argparse.Namespace, content: dict[str, Any], text: str) -> int:
+    print(json.dumps({"name": options.name, **content}) if options.json else text)
+    return 0
+
+
+def _print_report(report: Report, options: argparse.Namespace, outcome: str) -> None:
+    path = report.write()
+    if options.json:
+        print(json.dumps(report.as_dict()))
+    else:
+        print(report.table())
+        print(f"{outcome}\nreport: {path}")
+
+
+def _files(options: argparse.Namespace) -> RowFiles:
+    return RowFiles(getattr(options, "calibration", None), options.texts, options.text_column, options.label_column)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(
+        commands, "add", _add, "export a checkpoint, compare, and move it in", "build/checkpoint/production"
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a production folder written by `train`")
+    command.add_argument("--name", default=DEFAULT_NAME, help="name to serve it under (default: %(default)s)")
+    command.add_argument("--calibration", type=Path, metavar="FILE", help="labelled rows to take the decision on")
+    command.add_argument("--max-error", type=float, default=0.05, help="error budget of accepted answers (%(default)s)")
+    command.add_argument("--confidence", type=float, default=0.95, help="of that budget (default: %(default)s)")
+    _gate_options(command, GATE_TEXTS)
+
+    command = _command(commands, "verify", _verify, "compare a running server with the pinned version", "bet")
+    command.add_argument("name", metavar="NAME")
+    _gate_options(command, VERIFY_TEXTS)
+    _server_options(command, "the server to compare (default: Triton's port of the protocol on this machine)")
+    command.add_argument("--report-only", action="store_true", help="exit with 0 even if a check does not hold")
+
+    command = _command(commands, "list", _list, "show the versions of a name", "bet")
+    command.add_argument("name", metavar="NAME", nargs="?", default=DEFAULT_NAME)
+
+    command = _command(commands, "remove", _remove, "remove a version that does not answer", "bet 1")
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("version", type=int, metavar="VERSION")
+
+    command = _command(
+        commands, "promote", _promote, "make a version the one that answers", "bet 2 --url localhost:8001"
+    )
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("version", type=int, metavar="VERSION")
+    _server_options(command, "a running server that is to load it as well")
+
+    command = _command(
+        commands, "rollback", _rollback, "make the version before answer again", "bet --url localhost:8001"
+    )
+    command.add_argument("name", metavar="NAME")
+    _server_options(command, "a running server that is to load it as well")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], description: str, example: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=description, description=description, epilog=f"example: python -m export {name} {example}"
+    )
+    command.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="DIR")
+    command.add_argument("--json", action="store_true", help="print a machine-readable result")
+    command.set_defaults(run=run)
+    return command
+
+
+def _gate_options(command: argparse.ArgumentParser, count: int) -> None:
+    command.add_argument("--texts", type=Path, metavar="FILE", help="texts to compare on (CSV, JSONL or Parquet)")
+    command.add_argument("--text-column", default="text", help="in FILE (default: %(default)s)")
+    command.add_argument("--label-column", default="label", help="in FILE (default: %(default)s)")
+    command.add_argument("--gate-texts", type=int, default=count, metavar="N", help="texts to compare (%(default)s)")
+
+
+def _server_options(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--url", metavar="HOST:PORT", help=what)
+    command.add_argument("--protocol", choices=("grpc", "http"), default="grpc")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""ServedClassifier → model.onnx, with the label and reason names inside, checked for the server that will load it.
+
+torch.onnx's dynamo exporter carries the packed form with any number of tokens and rows. PyTorch has no strings, so the
+names are gathered from string constants by two nodes that are appended afterwards. The file is refused where the
+production server could not load it, or where it would answer at random.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from export.errors import GraphError
+from export.graph import ServedClassifier, example_inputs
+from export.outputs import CLASSIFIER_OUTPUTS, REASONS, STRINGS, TENSORS
+
+OPSET = 18  # what the dynamo exporter emits itself; a higher one goes through a converter for no operator of ours
+
+SERVER = "ONNX Runtime 1.20 (the oldest we support; the production container carries 1.27)"
+HIGHEST_IR, HIGHEST_OPSET = 10, 21  # of ONNX Runtime 1.20; 1.27 loads these as well
+LOWEST_OPSET = 18  # below it torch 2.13 writes a file that is not valid
+
+_RANDOM = {
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
+
+
+def write_onnx(classifier: ServedClassifier, labels: Sequence[str], path: Path, notes: Mapping[str, str]) -> None:
+    """Export the classifier to `path` and check the result.
+
+    Args:
+        labels: class names in class order.
+        notes: written into the file's metadata, for whoever finds it alone.
+
+    Raises:
+        GraphError: if the exporter fails, or the graph is one that must not be served.
+    """
+    rows, total = torch.export.Dim("rows", min=1, max=1 << 12), torch.export.Dim("total", min=1, max=1 << 22)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                classifier.eval(),
+                example_inputs(),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["input_ids", "lengths"],
+                output_names=list(TENSORS),
+                dynamic_shapes=({0: total}, {0: rows}),
+                verbose=False,
+            )
+    except Exception as error:
+        raise GraphError(f"torch.onnx could not export the model: {error}") from error
+    assert program is not None
+    model = program.model_proto
+    _append_names(model, labels)
+    _describe(model, labels, notes)
+    check_loadable(model)
+    check_deterministic(model)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise GraphError(f"the exported graph is not valid ONNX: {error}") from error
+    onnx.save(model, path)
+
+
+def check_loadable(model: onnx.ModelProto) -> None:
+    """Refuse a file that is newer than the oldest server it has to run on.
+
+    Raises:
+        GraphError: naming both versions.
+    """
+    if model.ir_version > HIGHEST_IR:
+        raise GraphError(
+            f"the graph has IR version {model.ir_version} and {SERVER} loads up to {HIGHEST_IR}: "
+            "export with the locked versions of torch and onnx"
+        )
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
+        raise GraphError(
+            f"the graph has opset {opset}; torch writes valid files from {LOWEST_OPSET} on and {SERVER} loads up to "
+            f"{HIGHEST_OPSET}: choose one between"
+        )
+
+
+def check_deterministic(model: onnx.ModelProto) -> None:
+    """Refuse a graph that draws random numbers: equal texts must get equal answers.
+
+    Raises:
+        GraphError: naming the nodes.
+    """
+    functions = (node for function in model.functions for node in function.node)
+    random = sorted({f"{node.op_type} ({node.name})" for node in (*_nodes(model.graph), *functions) if _draws(node)})
+    if random:
+        raise GraphError(
+            f"the graph draws random numbers: {', '.join(random)}; export the model in evaluation mode (model.eval())"
+        )
+
+
+def open_session(path: Path, parameters: Mapping[str, str]) -> onnxruntime.InferenceSession:
+    """Load a graph with the session options that the model configuration's `parameters` mean to Triton's backend.
+
+    The optimisation level is the backend's default, all, unless a configuration says otherwise; ours do not.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0"))
+    options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", "0"))
+    # One thread has no pool that could spin; with more, shared processors would be burnt between requests.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _append_names(model: onnx.ModelProto, labels: Sequence[str]) -> None:
+    """Replace each index output by a Gather from a constant of names, keeping the order of the outputs."""
+    graph = model.graph
+    for name, values in (("label", labels), ("reason", REASONS)):
+        table = numpy_helper.from_array(np.array(values, dtype=object), f"{name}_names")
+        graph.initializer.append(table)
+        graph.node.append(helper.make_node("Gather", [table.name, STRINGS[name]], [name], name=f"{name}_of_index"))
+    given = {output.name: output for output in graph.output}
+    strings = {
+        name: helper.make_tensor_value_info(name, TensorProto.STRING, _shape(given[index]))
+        for name, index in STRINGS.items()
+    }
+    for index in STRINGS.values():
+        graph.value_info.append(given[index])
+    outputs = [strings.get(output.name) or given[output.name] for output in CLASSIFIER_OUTPUTS]
+    del graph.output[:]
+    graph.output.extend(outputs)
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[str | int]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def _describe(model: onnx.ModelProto, labels: Sequence[str], notes: Mapping[str, str]) -> None:
+    model.producer_name = "bayesian-expectation-transformer"
+    model.doc_string = (
+        "Ragged text classifier: input_ids [tokens of all rows], lengths [rows, 1]; calibration, decision and label "
+        "names are inside. See manifest.json beside this file."
+    )
+    helper.set_model_props(model, {"labels": json.dumps(list(labels)), **notes})
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _draws(node: onnx.NodeProto) -> bool:
+    # Dropout draws only where a third input, training_mode, is wired.
+    return node.op_type in _RANDOM or (node.op_type == "Dropout" and len(node.input) > 2 and bool(node.input[2]))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's chatter about operators of packages that are not installed out of the command's output.
+
+    Its errors are exceptions, so nothing that matters is lost.
+    """
+    chatty = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in chatty]
+    for logger in chatty:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(chatty, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,44 @@
+"""The outputs of a served classifier: names, types and order, in one place.
+
+The order is the order of the graph's outputs, of the TorchScript tuple and of the model configuration, since Triton's
+PyTorch backend matches outputs by their place in the configuration alone. Meanings are in the README, "The answer".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REASONS = ("", "uncertain", "unfamiliar")
+"""Why a text goes to review; the graph indexes this tuple."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of the classifier, a row for each text."""
+
+    name: str
+    data_type: str  # of Triton's model configuration
+    per_class: bool = False  # [rows, classes], else [rows, 1]
+    diagnostic: bool = False  # clients ask for it only on demand
+
+
+CLASSIFIER_OUTPUTS = (
+    Output("label", "TYPE_STRING"),
+    Output("probabilities", "TYPE_FP32", per_class=True),
+    Output("total", "TYPE_FP32"),
+    Output("aleatoric", "TYPE_FP32"),
+    Output("epistemic", "TYPE_FP32"),
+    Output("review", "TYPE_BOOL"),
+    Output("reason", "TYPE_STRING"),
+    Output("prediction_set", "TYPE_BOOL", per_class=True),
+    Output("concentration", "TYPE_FP32", per_class=True, diagnostic=True),
+    Output("order_dispersion", "TYPE_FP32", diagnostic=True),
+    Output("evidence_budget", "TYPE_INT32", diagnostic=True),
+)
+TOKENIZER_OUTPUTS = (Output("tokens", "TYPE_INT32"), Output("truncated", "TYPE_BOOL"))
+
+STRINGS = {"label": "label_index", "reason": "reason_index"}
+"""Outputs that PyTorch cannot compute: the traced classifier returns the index instead."""
+
+TENSORS = tuple(STRINGS.get(output.name, output.name) for output in CLASSIFIER_OUTPUTS)
+"""Names of what `ServedClassifier` returns, in order."""

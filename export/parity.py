@@ -1,0 +1,221 @@
+"""The gate: exported graphs must answer as PyTorch does, on real texts, at every length, with any neighbours.
+
+Each text alone, joined with neighbours at random, and in rectangular requests that are filled up with -1: against the
+model on each text alone. What misses a tolerance does not enter the repository.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from export.answers import Answers, Difference, Floats, compare
+from export.graph import FILL, ServedClassifier
+from export.outputs import CLASSIFIER_OUTPUTS, REASONS
+from export.texts import GateText, Ids
+from train.metrics import nll
+from verdict import Report
+
+TOLERANCES = {
+    "probabilities": 1e-5,  # the contract
+    # The entropy's slope is log((1-p)/p), at most 11.5 at the smallest probability the model gives (1e-5): what the
+    # contract allows in p may be 1.2e-4 nats.
+    "uncertainty": 1e-4,
+    # Relative, since it reaches 1e4: a ratio of variances that are small where the model is certain.
+    "concentration": 1e-2,
+    "order_dispersion": 1e-5,  # a standard deviation of probabilities
+    "evidence_budget": 1,  # it is rounded to whole orders, and either side of .5 is a right answer
+}
+_OTHERS = {
+    "uncertainty": "nats",
+    "concentration": "relative",
+    "order_dispersion": "",
+    "evidence_budget": "orders",
+}
+FLIPS = ("label_flips", "review_flips", "reason_flips", "prediction_set_flips")
+
+Executor = Callable[[Ids, np.ndarray[Any, np.dtype[np.int32]]], Answers]
+"""input_ids [T], lengths [R, 1] -> answers of R texts."""
+
+_JOINT_SIZES = (2, 3, 7, 16, 64)
+_FILLED_SIZES = (2, 3, 7, 32)
+_SHOWN_CHARACTERS = 80
+_BINS = 15
+
+
+def torch_executor(classifier: ServedClassifier, labels: Sequence[str]) -> Executor:
+    """Eager PyTorch; against itself alone it shows whether a text's answer depends on its neighbours."""
+
+    def execute(ids: Ids, lengths: np.ndarray[Any, np.dtype[np.int32]]) -> Answers:
+        with torch.no_grad():
+            answer = [t.numpy() for t in classifier(torch.from_numpy(ids), torch.from_numpy(lengths))]
+        answer[0] = np.array(labels, dtype=np.str_)[answer[0]]
+        answer[6] = np.array(REASONS, dtype=np.str_)[answer[6]]
+        return Answers.of_outputs(answer)
+
+    return execute
+
+
+def torchscript_executor(module: torch.jit.ScriptModule) -> Executor:
+    """The saved TorchScript file."""
+
+    def execute(ids: Ids, lengths: np.ndarray[Any, np.dtype[np.int32]]) -> Answers:
+        with torch.inference_mode():  # as Triton's backend runs it
+            return Answers.of_outputs(module(torch.from_numpy(ids), torch.from_numpy(lengths)))
+
+    return execute
+
+
+def onnx_executor(session: onnxruntime.InferenceSession) -> Executor:
+    """The saved ONNX file in ONNX Runtime."""
+    names = [output.name for output in CLASSIFIER_OUTPUTS]
+
+    def execute(ids: Ids, lengths: np.ndarray[Any, np.dtype[np.int32]]) -> Answers:
+        return Answers.of_outputs(session.run(names, {"input_ids": ids, "lengths": lengths}))
+
+    return execute
+
+
+def ways_of_asking(documents: Sequence[Ids], seed: int = 0) -> dict[str, list[tuple[list[int], bool]]]:
+    """How the texts are put: name -> groups of text indices, and whether a group is filled up to a rectangle.
+
+    Every way covers every text once; groups mix lengths at random.
+    """
+    random = np.random.default_rng(seed)
+    return {
+        "alone": [([i], False) for i in range(len(documents))],
+        "joined": [(group, False) for group in _groups(len(documents), _JOINT_SIZES, random)],
+        "filled": [(group, True) for group in _groups(len(documents), _FILLED_SIZES, random)],
+    }
+
+
+def run(executor: Executor, documents: Sequence[Ids], groups: Sequence[tuple[list[int], bool]]) -> Answers:
+    """Execute the groups; answers come back in the order of the documents."""
+    parts, order = [], []
+    for group, filled in groups:
+        rows = [documents[i] for i in group]
+        if filled:
+            width = max(len(row) for row in rows)
+            rows = [np.pad(row, (0, width - len(row)), constant_values=FILL) for row in rows]
+        lengths = np.array([[len(row)] for row in rows], dtype=np.int32)
+        parts.append(executor(np.concatenate(rows), lengths))
+        order += group
+    return Answers.joined(parts).take(np.argsort(order))
+
+
+@dataclass
+class Parity:
+    """The gate's findings, side by side: each side's answers in every way of asking, against the reference."""
+
+    reference: Answers
+    texts: Sequence[GateText]
+    differences: dict[str, dict[str, Difference]] = field(default_factory=dict)
+    nll: float | None = None  # largest difference of the labelled texts' NLL and ECE, over sides and ways
+    ece: float | None = None
+    by_bucket: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def check(self, side: str, executor: Executor) -> None:
+        """Compare an executor in every way of asking."""
+        documents = [text.ids for text in self.texts]
+        self.add(side, {way: run(executor, documents, groups) for way, groups in ways_of_asking(documents).items()})
+
+    def add(self, side: str, answers: Mapping[str, Answers]) -> None:
+        """Compare one side's answers, by way of asking."""
+        self.differences[side] = {way: compare(self.reference, answer) for way, answer in answers.items()}
+        self.by_bucket[side] = _by_bucket(self.reference, answers.values(), self.texts)
+        labelled = [i for i, text in enumerate(self.texts) if text.label is not None]
+        if labelled:
+            labels = np.array([self.texts[i].label for i in labelled], dtype=np.int64)
+            true = self.reference.probabilities[labelled]
+            # The reference's bins for both sides: rounding would swap rows of two bins whose confidences nearly agree.
+            bins = np.array_split(np.argsort(true.max(1), kind="stable"), _BINS)
+            for answer in answers.values():
+                other = answer.probabilities[labelled]
+                self.nll = max(self.nll or 0.0, _apart(nll(true, labels), nll(other, labels)))
+                self.ece = max(self.ece or 0.0, _apart(_ece(true, labels, bins), _ece(other, labels, bins)))
+
+    @property
+    def non_finite(self) -> list[str]:
+        """Outputs that are not finite somewhere, on whichever side, by name."""
+        return sorted({output for _, _, difference in self._all() for output in difference.non_finite})
+
+    def add_to(self, report: Report) -> None:
+        """Add the checks, and under `parity` what is behind them."""
+        for side, ways in self.differences.items():
+            largest = max(difference.probabilities for difference in ways.values())
+            report.add(f"parity_{side}", largest, "", f"<= {TOLERANCES['probabilities']:g}")
+        for name, unit in _OTHERS.items():
+            value = max(float(getattr(difference, name)) for _, _, difference in self._all())
+            report.add(f"{name}_difference", value, unit, f"<= {TOLERANCES[name]:g}")
+        for flips in FLIPS:
+            report.add(flips, sum(getattr(difference, flips) for _, _, difference in self._all()), "answers", "== 0")
+        if self.nll is not None:
+            report.add("nll_difference", self.nll, "nats", "<= 1e-4")
+            report.add("ece_difference", self.ece, "", "<= 1e-4")
+        report.add("non_finite", len(self.non_finite), "outputs", "== 0")
+        report.details["parity"] = self.as_dict()
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the parity report keeps: every side, way and bucket, and the worst text."""
+        side, way, worst = max(self._all(), key=lambda entry: entry[2].probabilities)
+        text = self.texts[worst.worst]
+        return {
+            "texts": len(self.texts),
+            "tolerances": TOLERANCES,
+            "sides": {s: {w: asdict(d) for w, d in ways.items()} for s, ways in self.differences.items()},
+            "largest_by_bucket": self.by_bucket,
+            "non_finite": self.non_finite,
+            "worst": {
+                "side": side,
+                "way": way,
+                "difference": worst.probabilities,
+                "position": worst.worst,
+                "bucket": text.bucket,
+                "tokens": text.tokens,
+                "text": text.text[:_SHOWN_CHARACTERS],
+            },
+        }
+
+    def _all(self) -> Iterator[tuple[str, str, Difference]]:
+        for side, ways in self.differences.items():
+            for way, difference in ways.items():
+                yield side, way, difference
+
+
+def _apart(reference: float, other: float) -> float:
+    gap = abs(reference - other)
+    return gap if math.isfinite(gap) else math.inf
+
+
+def _ece(probabilities: Floats, labels: Ids, bins: Sequence[Ids]) -> float:
+    """Expected calibration error of the most probable class over given bins of rows."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    return sum(abs(float(confidence[b].mean() - right[b].mean())) * len(b) for b in bins if len(b)) / len(labels)
+
+
+def _by_bucket(reference: Answers, answers: Iterable[Answers], texts: Sequence[GateText]) -> dict[str, float]:
+    """Largest |Δp| of each length bucket."""
+    rows: dict[str, list[int]] = {}
+    for i, text in enumerate(texts):
+        rows.setdefault(text.bucket, []).append(i)
+    given = list(answers)
+    return {
+        bucket: max(compare(reference.take(index), answer.take(index)).probabilities for answer in given)
+        for bucket, index in rows.items()
+    }
+
+
+def _groups(count: int, sizes: Sequence[int], random: np.random.Generator) -> Iterator[list[int]]:
+    order = [int(i) for i in random.permutation(count)]
+    turn = 0
+    while order:
+        size = sizes[turn % len(sizes)]
+        yield order[:size]
+        order = order[size:]
+        turn += 1

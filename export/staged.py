@@ -1,0 +1,113 @@
+"""A version in the making: a whole repository in a folder beside the real one, with one version in it.
+
+It can be served as it stands, which the live part of the gate does, and its folders are then moved in by rename.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export import versions
+from export.answers import reference_answers
+from export.graph import ServedClassifier
+from export.manifest import MANIFEST, PARITY, PROBE_TEXT, describe, tokenizer_record, write_manifest
+from export.onnx_format import write_onnx
+from export.repository import DEFAULT_NAME, Names, Pins, write_configurations
+from export.rows import encode_texts
+from export.torchscript import write_torchscript
+from train.checkpoint import Checkpoint, sha256_of
+from train.decision import Decision
+from train.fit import git_commit
+from verdict import Report
+
+_TOKENIZER_STEP = Path(__file__).parent.parent / "model_repository" / f"{DEFAULT_NAME}_tokenizer" / "model.py"
+_VERSION = 1  # the number in the staging folder; the repository gives the final one
+
+
+@dataclass
+class StagedVersion:
+    """One version of one name, in a folder laid out as the model repository."""
+
+    folder: Path
+    names: Names
+    checkpoint: Checkpoint
+    decision: Decision
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def onnx(self) -> Path:
+        """The ONNX graph."""
+        return self.folder / self.names.classifier / str(_VERSION) / "model.onnx"
+
+    @property
+    def torchscript(self) -> Path:
+        """The TorchScript file."""
+        return self.folder / self.names.torchscript_classifier / str(_VERSION) / "model.pt"
+
+    @property
+    def classifier(self) -> ServedClassifier:
+        """What is exported."""
+        return ServedClassifier(self.checkpoint.model, self.decision).eval()
+
+    def write(self) -> None:
+        """Write configurations, graphs, the tokenizer step, and a manifest good enough to be served from."""
+        labels = self.checkpoint.label_names
+        write_configurations(self.folder, self.names, labels, Pins(_VERSION))
+        for model in self.names.versioned:
+            (self.folder / model / str(_VERSION)).mkdir(parents=True)
+        tokenizer = self.folder / self.names.tokenizer / str(_VERSION)
+        shutil.copyfile(self.checkpoint.path / "tokenizer.json", tokenizer / "tokenizer.json")
+        shutil.copyfile(_TOKENIZER_STEP, tokenizer / "model.py")
+        notes = {
+            "checkpoint": sha256_of(self.checkpoint.path / "files.json"),
+            "decision": json.dumps(self.decision.as_dict()),
+        }
+        write_onnx(self.classifier, labels, self.onnx, notes)
+        write_torchscript(self.classifier, labels, self.torchscript)
+        config = self.checkpoint.model.config
+        self.manifest = describe(
+            self.checkpoint,
+            self.decision,
+            name=self.names.ensemble,
+            version=_VERSION,
+            tokenizer=tokenizer_record(
+                self.checkpoint.tokenizer, tokenizer / "tokenizer.json", config.max_tokens, config.head_tokens
+            ),
+            probe=self._probe(),
+            git_commit=git_commit(),
+        )
+        for model in self.names.versioned:
+            write_manifest(self.folder / model / str(_VERSION) / MANIFEST, self.manifest)
+
+    def install(self, repository: Path, report: Report) -> int:
+        """Seal the version with the gate's report and move it in."""
+        report_file = self.folder / self.names.classifier / str(_VERSION) / PARITY
+        report_file.write_text(json.dumps(report.as_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        self.manifest["parity"] = {check.name: check.value for check in report.checks if check.target is not None}
+        if not (repository / self.names.tokenizer / "model.py").exists():
+            (repository / self.names.tokenizer).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(_TOKENIZER_STEP, repository / self.names.tokenizer / "model.py")
+        return versions.install(repository, self.names, self.folder, _VERSION, self.manifest)
+
+    def _probe(self) -> dict[str, Any]:
+        answer = reference_answers(
+            self.checkpoint.model,
+            self.decision,
+            self.checkpoint.label_names,
+            encode_texts(self.checkpoint, [PROBE_TEXT]),
+        )
+        numbers = (*answer.probabilities[0].tolist(), float(answer.total[0]))
+        if not np.isfinite(numbers).all():  # JSON has no NaN; the gate names the outputs
+            return {}
+        return {
+            "text": PROBE_TEXT,
+            "label": str(answer.label[0]),
+            "probabilities": list(numbers[:-1]),
+            "total": numbers[-1],
+        }

@@ -1,0 +1,81 @@
+"""ServedClassifier → model.pt: traced, in a small scripted wrapper that turns indices into names.
+
+Triton's PyTorch backend takes strings only as `List[str]`, which a trace cannot make; and a script cannot hold the
+model's Python. Hence both: `torch.jit.trace` for the classifier, `torch.jit.script` around it.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from export.errors import GraphError
+from export.graph import ServedClassifier, example_inputs
+from export.outputs import REASONS
+
+_RANDOM = ("aten::rand", "aten::normal", "aten::bernoulli", "aten::multinomial", "aten::uniform")
+
+
+class NamedAnswers(nn.Module):
+    """The traced classifier with names for indices; outputs in the order of `export.outputs.CLASSIFIER_OUTPUTS`."""
+
+    labels: list[str]
+    reasons: list[str]
+
+    def __init__(self, traced: torch.jit.ScriptModule, labels: list[str], reasons: list[str]) -> None:
+        super().__init__()
+        self.classifier = traced
+        self.labels = labels
+        self.reasons = reasons
+
+    def forward(
+        self, input_ids: Tensor, lengths: Tensor
+    ) -> tuple[list[str], Tensor, Tensor, Tensor, Tensor, Tensor, list[str], Tensor, Tensor, Tensor, Tensor]:
+        """input_ids [T], lengths [R, 1] -> the outputs; `label` and `reason` are lists of R names."""
+        answer = self.classifier(input_ids, lengths)
+        label_index: list[int] = answer[0][:, 0].tolist()
+        reason_index: list[int] = answer[6][:, 0].tolist()
+        return (
+            [self.labels[i] for i in label_index],
+            answer[1],
+            answer[2],
+            answer[3],
+            answer[4],
+            answer[5],
+            [self.reasons[i] for i in reason_index],
+            answer[7],
+            answer[8],
+            answer[9],
+            answer[10],
+        )
+
+
+def write_torchscript(classifier: ServedClassifier, labels: Sequence[str], path: Path) -> None:
+    """Trace the classifier and write it to `path`.
+
+    Raises:
+        GraphError: if it cannot be traced, or the trace draws random numbers.
+    """
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # Tracing warns of every Python number it keeps; the gate compares at many shapes, which is the real check.
+            warnings.simplefilter("ignore")
+            traced = torch.jit.trace(classifier.eval(), example_inputs(), check_trace=False)
+            scripted = torch.jit.script(NamedAnswers(traced, list(labels), list(REASONS)))
+            random = sorted({node.kind() for node in traced.inlined_graph.nodes() if _draws(node)})
+    except (RuntimeError, TypeError) as error:
+        raise GraphError(f"torch.jit could not trace the model: {error}") from error
+    if random:
+        raise GraphError(
+            f"the trace draws random numbers: {', '.join(random)}; export the model in evaluation mode (model.eval())"
+        )
+    scripted.save(path)
+
+
+def _draws(node: torch.Node) -> bool:
+    kind = node.kind()
+    if kind == "aten::dropout":
+        return bool(list(node.inputs())[2].toIValue())  # its flag `train`
+    return kind.startswith(_RANDOM)

@@ -1,0 +1,149 @@
+"""`export verify`: does the running server answer as the version that the repository pins?
+
+The truth is computed here, from the checkpoint that the manifest names where it is still there and unchanged, else from
+the exported graph in this process. Texts are the checkpoint's own corpus, a file, or the manifest's golden texts.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tritonclient import grpc as triton_grpc
+from tritonclient import http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from export import served, versions
+from export.answers import Answers, reference_answers
+from export.errors import GateError, RepositoryError
+from export.onnx_format import open_session
+from export.parity import Parity, onnx_executor, run
+from export.repository import Names, classifier_config, parameters
+from export.rows import RowFiles, gate_texts, load_checkpoint, texts_of
+from export.served import Protocol
+from export.texts import GateText, choose_texts
+from train.checkpoint import Checkpoint, sha256_of
+from train.decision import Decision
+from train.errors import TrainError
+from train.tokenizer import encode, load_tokenizer
+from verdict import Report
+
+VERIFY_TEXTS = 126
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What `export verify` was asked for."""
+
+    name: str
+    repository: Path = Path("model_repository")
+    url: str = "localhost:8001"
+    protocol: Protocol = "grpc"
+    files: RowFiles = field(default_factory=RowFiles)
+    texts: int = VERIFY_TEXTS
+
+
+def verify(options: VerifyOptions) -> Report:
+    """Compare the live answers with the pinned version's.
+
+    Raises:
+        ExportError: if there is no such version, or the server does not answer.
+    """
+    names = Names(options.name)
+    manifest = versions.pinned_manifest(options.repository, names)
+    if manifest is None:
+        raise RepositoryError(
+            f"{options.repository} holds no version of {options.name!r}; `python -m export add CHECKPOINT` makes one"
+        )
+    number = int(manifest["version"])
+    faults = versions.faults_of(options.repository, names, number)
+    if faults:
+        raise RepositoryError(f"version {number} is not whole: {'; '.join(faults)}; export it again")
+    report = Report("verify")
+    report.add("version_mismatch", float(_served_versions(options, names) != {number}), "", "== 0")
+    checkpoint = _checkpoint_of(manifest)
+    texts = _texts(options, names, number, manifest, checkpoint)
+    if checkpoint is not None:
+        truth = f"PyTorch, from {checkpoint.path}"
+        decision = Decision(**manifest["calibration"])
+        reference = reference_answers(checkpoint.model, decision, checkpoint.label_names, [t.ids for t in texts])
+    else:
+        truth = "the exported graph, by ONNX Runtime in this process (the checkpoint of the manifest is not there)"
+        reference = _graph_answers(options.repository, names, number, len(manifest["labels"]), texts)
+    _log.info("truth: %s", truth)
+    live = served.ask(options.url, names, options.protocol, texts, manifest["tokenizer"]["max_length"])
+    parity = Parity(reference, texts)
+    parity.add("served", live.answers)
+    parity.add_to(report)
+    report.add("token_count_flips", live.miscounted, "answers", "== 0")
+    report.details.update(
+        {"name": options.name, "version": number, "url": options.url, "protocol": options.protocol, "truth": truth}
+    )
+    return report
+
+
+def _served_versions(options: VerifyOptions, names: Names) -> set[int]:
+    """The versions that the running ensemble pins, as the server says."""
+    try:
+        if options.protocol == "grpc":
+            with triton_grpc.InferenceServerClient(options.url) as client:
+                config = client.get_model_config(names.ensemble, as_json=True)["config"]
+        else:
+            with triton_http.InferenceServerClient(options.url) as client:
+                config = client.get_model_config(names.ensemble)
+    except (InferenceServerException, OSError) as error:
+        raise GateError(
+            f"no answer about {names.ensemble!r} from {options.url} by {options.protocol}: {error}; start a server "
+            "with `python -m serve`, and check --url and --protocol"
+        ) from error
+    return {int(step["model_version"]) for step in config["ensemble_scheduling"]["step"]}
+
+
+def _checkpoint_of(manifest: dict[str, Any]) -> Checkpoint | None:
+    """The checkpoint that the version was made of, if it is still there and the same."""
+    path = Path(manifest["checkpoint"]["path"])
+    try:
+        checkpoint = load_checkpoint(path)
+    except TrainError as error:
+        _log.info("%s", error)
+        return None
+    return checkpoint if sha256_of(path / "files.json") == manifest["checkpoint"]["sha256"] else None
+
+
+def _texts(
+    options: VerifyOptions, names: Names, number: int, manifest: dict[str, Any], checkpoint: Checkpoint | None
+) -> list[GateText]:
+    if checkpoint is not None:
+        try:
+            return gate_texts(checkpoint, options.files, options.texts)
+        except GateError as error:
+            _log.info("%s; the manifest's golden texts are compared", error)
+    tokenizer = load_tokenizer(options.repository / names.tokenizer / str(number))
+    record = manifest["tokenizer"]
+    if options.files.texts is not None:
+        return choose_texts(
+            tokenizer,
+            texts_of(options.files.texts, options.files.text_column),
+            None,
+            max_length=record["max_length"],
+            head_length=record["head_length"],
+            count=options.texts,
+        )
+    return _golden(tokenizer, record)
+
+
+def _golden(tokenizer: Tokenizer, record: dict[str, Any]) -> list[GateText]:
+    texts = [case["text"] for case in record["golden"]]
+    ids = encode(tokenizer, texts, record["max_length"], record["head_length"])
+    sizes = [max(1, len(e.ids)) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return [GateText(text, row, n, "golden", None) for text, row, n in zip(texts, ids, sizes, strict=True)]
+
+
+def _graph_answers(repository: Path, names: Names, number: int, classes: int, texts: list[GateText]) -> Answers:
+    options = parameters(classifier_config(names, classes))
+    session = open_session(repository / names.classifier / str(number) / "model.onnx", options)
+    return run(onnx_executor(session), [text.ids for text in texts], [([i], False) for i in range(len(texts))])

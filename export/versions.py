@@ -1,0 +1,309 @@
+"""Versions in the model repository: written beside it and moved in whole; pinned by the ensembles' files.
+
+A version `n` is three folders of the same number (tokenizer step, TorchScript, ONNX), each immutable. Which one answers
+is said by the ensembles' `config.pbtxt` alone, and that is written last, by rename: whatever is interrupted before
+leaves the old version pinned and whole. The files are the truth; a running server is told to load them afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+
+from export.errors import RepositoryError
+from export.manifest import MANIFEST, PARITY, read_manifest, write_manifest
+from export.repository import Names, Pins, ensemble_files, read_config, replace_text, step_files
+from train.checkpoint import sha256_of
+
+
+@dataclass(frozen=True)
+class Version:
+    """One exported version, as `list` shows it."""
+
+    number: int
+    pinned: bool
+    previous: bool  # what `rollback` returns to
+    faults: tuple[str, ...]  # what is missing or altered; empty for a version that can be served
+    created: str | None
+    labels: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def files_of(names: Names) -> dict[str, tuple[str, ...]]:
+    """The files of a version beside its manifest, by model."""
+    return {
+        names.tokenizer: ("model.py", "tokenizer.json"),
+        names.torchscript_classifier: ("model.pt",),
+        names.classifier: ("model.onnx", PARITY),
+    }
+
+
+def read_pins(repository: Path, names: Names) -> Pins | None:
+    """What the ensemble pins, or None where there is no such ensemble.
+
+    Raises:
+        RepositoryError: if its configuration cannot be read.
+    """
+    path = repository / names.ensemble / "config.pbtxt"
+    if not path.exists():
+        return None
+    try:
+        config = read_config(path)
+        version = config.ensemble_scheduling.step[0].model_version
+        previous = config.parameters["previous_version"].string_value if "previous_version" in config.parameters else ""
+        return Pins(int(version), int(previous) if previous else None)
+    except (OSError, text_format.ParseError, IndexError, ValueError) as error:
+        raise RepositoryError(f"{path} is not the configuration of an ensemble that we wrote: {error}") from error
+
+
+def numbers(repository: Path, names: Names) -> list[int]:
+    """Numbers of which any model of this name has a folder."""
+    return sorted(
+        {
+            int(folder.name)
+            for model in names.versioned
+            if (repository / model).is_dir()
+            for folder in (repository / model).iterdir()
+            if folder.is_dir() and folder.name.isdecimal()
+        }
+    )
+
+
+def faults_of(repository: Path, names: Names, number: int) -> list[str]:
+    """What keeps a version from being served: missing folders and files, differing manifests, altered files."""
+    folders = {model: repository / model / str(number) for model in names.versioned}
+    missing = [
+        f"{model}/{number}/{MANIFEST} is missing" for model, f in folders.items() if not (f / MANIFEST).is_file()
+    ]
+    if missing:
+        return missing
+    contents = {model: (folder / MANIFEST).read_bytes() for model, folder in folders.items()}
+    if len(set(contents.values())) > 1:
+        return [f"the manifests of version {number} differ between its folders"]
+    recorded = read_manifest(folders[names.classifier])["files"]
+    faults = []
+    for model, files in files_of(names).items():
+        for file in files:
+            path = folders[model] / file
+            if not path.is_file():
+                faults.append(f"{model}/{number}/{file} is missing")
+            elif sha256_of(path) != recorded.get(file):
+                faults.append(f"{model}/{number}/{file} is not the file of the manifest")
+    return faults
+
+
+def list_versions(repository: Path, names: Names) -> list[Version]:
+    """Every version of a name, ascending, with what is wrong with it."""
+    pins = read_pins(repository, names)
+    found = []
+    for number in numbers(repository, names):
+        faults = tuple(faults_of(repository, names, number))
+        manifest = {} if faults else read_manifest(repository / names.classifier / str(number))
+        found.append(
+            Version(
+                number=number,
+                pinned=pins is not None and pins.version == number,
+                previous=pins is not None and pins.previous == number,
+                faults=faults,
+                created=manifest.get("created"),
+                labels=tuple(manifest.get("labels", ())),
+            )
+        )
+    return found
+
+
+def pinned_manifest(repository: Path, names: Names) -> dict[str, Any] | None:
+    """The manifest of the version that is pinned, or None where nothing is exported."""
+    pins = read_pins(repository, names)
+    if pins is None or pins.version not in numbers(repository, names):
+        return None
+    return read_manifest(repository / names.classifier / str(pins.version))
+
+
+def require_same_labels(repository: Path, names: Names, labels: tuple[str, ...]) -> None:
+    """Refuse other classes under a name that clients already know.
+
+    Raises:
+        RepositoryError: naming both.
+    """
+    manifest = pinned_manifest(repository, names)
+    if manifest is not None and tuple(manifest["labels"]) != labels:
+        raise RepositoryError(
+            f"{names.ensemble!r} answers with the labels {', '.join(manifest['labels'])} and this checkpoint has "
+            f"{', '.join(labels)}; its callers would not know them: choose another --name"
+        )
+
+
+@contextlib.contextmanager
+def staging_folder(repository: Path) -> Iterator[Path]:
+    """A folder beside the repository, on the same file system, so that moving in is a rename; removed at the end.
+
+    What writers that were killed left behind is removed as well: a living one holds a lock on its folder.
+    """
+    repository.mkdir(parents=True, exist_ok=True)
+    parent = repository.resolve().parent
+    if parent.stat().st_dev != repository.stat().st_dev or not os.access(parent, os.W_OK):
+        parent = repository.resolve()  # a mounted repository; Triton loads by name and does not look at this folder
+    prefix = f".{repository.resolve().name}-staging-"
+    for left in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(left, wait=False):
+            shutil.rmtree(left)
+    staging = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    staging.chmod(0o755)  # mkdtemp's 0700 would travel with what is moved
+    try:
+        with _locked(staging):
+            yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def install(repository: Path, names: Names, staged: Path, staged_number: int, manifest: dict[str, Any]) -> int:
+    """Move a staged version in and pin it; returns its number.
+
+    Args:
+        staged: a folder laid out as the repository, holding `staged_number` of every versioned model.
+        manifest: complete but for its version and the hashes of its files.
+
+    Raises:
+        RepositoryError: if the labels differ from those pinned.
+    """
+    labels = tuple(manifest["labels"])
+    with _locked(repository):
+        require_same_labels(repository, names, labels)
+        exported = numbers(repository, names)
+        number = max(exported, default=0) + 1
+        seal(names, staged, staged_number, {**manifest, "version": number})
+        for relative, text in step_files(names, len(labels)).items():
+            if not _fits(repository / relative, text):
+                replace_text(repository / relative, text)
+        for model in names.versioned:
+            (staged / model / str(staged_number)).rename(repository / model / str(number))
+            _flush(repository / model)
+        pins = read_pins(repository, names)
+        previous = pins.version if pins is not None and pins.version in exported else None
+        _write_pins(repository, names, labels, Pins(number, previous))
+    return number
+
+
+def seal(names: Names, folder: Path, number: int, manifest: dict[str, Any]) -> None:
+    """Write the manifest with the hashes of its files into each folder of a version, and flush all to disk."""
+    files = {
+        file: sha256_of(folder / model / str(number) / file) for model, own in files_of(names).items() for file in own
+    }
+    for model in names.versioned:
+        version = folder / model / str(number)
+        shutil.rmtree(version / "__pycache__", ignore_errors=True)  # of the live gate's Python backend
+        write_manifest(version / MANIFEST, {**manifest, "files": files})
+        for path in version.iterdir():
+            _flush(path)
+        _flush(version)
+
+
+def pin(repository: Path, names: Names, number: int) -> Pins:
+    """Pin a version that is whole; returns the pins that were there before.
+
+    Raises:
+        RepositoryError: if there is no such version, or it is not whole.
+    """
+    with _locked(repository):
+        before = read_pins(repository, names)
+        if before is None or not numbers(repository, names):
+            raise RepositoryError(
+                f"{repository} holds no version of {names.ensemble!r}; `python -m export add` makes one"
+            )
+        if number not in numbers(repository, names):
+            there = ", ".join(map(str, numbers(repository, names)))
+            raise RepositoryError(f"{names.ensemble!r} has no version {number}; it has {there}")
+        faults = faults_of(repository, names, number)
+        if faults:
+            raise RepositoryError(f"version {number} cannot be served: {'; '.join(faults)}; export it again")
+        manifest = read_manifest(repository / names.classifier / str(number))
+        previous = before.previous if number == before.version else before.version
+        _write_pins(repository, names, tuple(manifest["labels"]), Pins(number, previous))
+    return before
+
+
+def restore(repository: Path, names: Names, pins: Pins) -> None:
+    """Write pins back as they were, after a server refused the new ones."""
+    with _locked(repository):
+        manifest = read_manifest(repository / names.classifier / str(pins.version))
+        _write_pins(repository, names, tuple(manifest["labels"]), pins)
+
+
+def remove(repository: Path, names: Names, number: int) -> None:
+    """Remove a version that is not pinned, whole or not.
+
+    Raises:
+        RepositoryError: if there is no such version, or it is the one that answers.
+    """
+    with _locked(repository), staging_folder(repository) as waste:
+        if number not in numbers(repository, names):
+            there = ", ".join(map(str, numbers(repository, names))) or "none"
+            raise RepositoryError(f"{names.ensemble!r} has no version {number}; it has {there}")
+        pins = read_pins(repository, names)
+        if pins is not None and pins.version == number:
+            raise RepositoryError(
+                f"version {number} of {names.ensemble!r} is the one that answers: promote another first"
+            )
+        for model in reversed(names.versioned):
+            folder = repository / model / str(number)
+            if folder.exists():
+                folder.rename(waste / f"{model}-{number}")
+        if pins is not None and pins.previous == number:
+            manifest = pinned_manifest(repository, names)
+            if manifest is not None:
+                _write_pins(repository, names, tuple(manifest["labels"]), Pins(pins.version))
+
+
+def _write_pins(repository: Path, names: Names, labels: tuple[str, ...], pins: Pins) -> None:
+    for ensemble in names.ensembles:
+        (repository / ensemble / "1").mkdir(parents=True, exist_ok=True)  # Triton wants a version folder here too
+    for relative, text in ensemble_files(names, labels, pins).items():
+        replace_text(repository / relative, text)
+
+
+def _fits(path: Path, text: str) -> bool:
+    """Whether a configuration is there and has the tensors that are wanted; then an operator's numbers in it stay."""
+    try:
+        there = read_config(path)
+    except (OSError, text_format.ParseError):
+        return False
+    wanted = text_format.Parse(text, type(there)())
+    return all(
+        list(getattr(there, field)) == list(getattr(wanted, field)) for field in ("input", "output", "batch_input")
+    ) and (there.backend, there.name) == (wanted.backend, wanted.name)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on a folder; it ends with the process, however that ends.
+
+    Raises:
+        BlockingIOError: if another process holds it and `wait` is False.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
