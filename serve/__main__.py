@@ -33,12 +33,14 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="DIR", help="%(default)s")
+    command.add_argument(
+        "--repository", type=Path, default=Path("model_repository"), metavar="DIR", help="default %(default)s"
+    )
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
-        command.add_argument(f"--{name}-port", type=_port, default=port, metavar="N", help="%(default)s")
-    command.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on; %(default)s")
-    command.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="%(default)s")
-    command.add_argument("--engine", choices=("embedded", "container"), default="embedded", help="%(default)s")
+        command.add_argument(f"--{name}-port", type=_port, default=port, metavar="N", help="default %(default)s")
+    command.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on; default %(default)s")
+    command.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="default %(default)s")
+    command.add_argument("--engine", choices=("embedded", "container"), default="embedded", help="default %(default)s")
     command.add_argument("--log", type=Path, metavar="FILE", help="append Triton's own log to FILE")
     command.add_argument("--json", action="store_true", help="print one line of JSON when ready")
     return command

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,29 +131,49 @@ def environment(wheel: Wheel, token: str) -> dict[str, str]:
     }
 
 
-def require_libraries(wheel: Wheel, env: dict[str, str]) -> None:
+def require_libraries(server: Path, stub: Path, env: dict[str, str]) -> None:
     """Start server and stub once without work, so that a library that does not fit is named now.
 
     Raises:
-        EngineError: with the loader's own words, or if numpy is one that the stub cannot read.
+        EngineError: in the loader's own words; if the stub finds another libpython than the one that runs here; or if
+            numpy is one that the stub cannot read.
     """
-    for program in (wheel.server, wheel.stub):
-        arguments = ["--help"] if program == wheel.server else []
-        try:
-            ran = subprocess.run(
-                [program, *arguments], env=env, capture_output=True, text=True, timeout=30, check=False
-            )
-        except OSError as error:
-            raise EngineError(f"{program} cannot be executed here: {error.strerror}") from error
+    trace = _run([stub], env | {"LD_TRACE_LOADED_OBJECTS": "1"})
+    libraries = dict(line.strip().partition(" => ")[::2] for line in trace.stdout.splitlines() if "=>" in line)
+    missing = [name for name, place in libraries.items() if "not found" in place]
+    if missing:
+        raise EngineError(f"{stub.name} does not find {', '.join(missing)}; install the package that has it")
+    ours = _own_libpython()
+    for name, place in libraries.items():
+        found = Path(place.partition(" (")[0])
+        if name.startswith("libpython") and ours is not None and found.resolve() != ours:
+            raise EngineError(f"{stub.name} would load {found} where this Python runs on {ours}; see LD_LIBRARY_PATH")
+    for program, arguments in ((server, ["--help"]), (stub, [])):
+        ran = _run([program, *arguments], env)
         if ran.returncode not in (0, 1):  # both end with 1 after printing what they expect
             reason = (ran.stderr or ran.stdout).strip().splitlines() or [f"exit status {ran.returncode}"]
-            raise EngineError(f"{program.name} does not run here: {reason[-1]}; see the wheel's requirement on glibc")
+            raise EngineError(f"{program.name} does not run here: {reason[-1]}; the wheel needs glibc 2.35")
     numpy = importlib.metadata.version("numpy")
     if int(numpy.partition(".")[0]) >= 2:
         raise EngineError(
-            f"numpy {numpy} is installed; with 2 or newer the stub of {WHEEL} {wheel.version} crashes on text: "
-            "pip install 'numpy<2'"
+            f"numpy {numpy} is installed; with 2 or newer the stub of {WHEEL} crashes on text: pip install 'numpy<2'"
         )
+
+
+def _run(command: Sequence[Path | str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    except OSError as error:
+        raise EngineError(f"{command[0]} cannot be executed here: {error.strerror}") from error
+
+
+def _own_libpython() -> Path | None:
+    """The libpython that this process runs on; None where the interpreter has it built in."""
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        name = line.rpartition(" ")[2]
+        if Path(name).name.startswith("libpython"):
+            return Path(name).resolve()
+    return None
 
 
 def require_backends(plan: Plan) -> None:
@@ -201,9 +222,10 @@ def prepare(plan: Plan) -> Launch:
     wheel = find_wheel()
     require_backends(plan)
     env = environment(wheel, plan.token)
-    require_libraries(wheel, env)
     require_shared_memory(plan)
     backends = lay_out_backends(wheel)
+    # The copy: the original has its library folder built in, relative to where it lies.
+    require_libraries(wheel.server, backends / "python" / wheel.stub.name, env)
     repository = plan.repository.path
     if not SHELL_SAFE.fullmatch(str(repository)):
         link = servers_folder() / f"{plan.token}.repository"

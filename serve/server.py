@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import re
 import secrets
 import subprocess
 import time
@@ -23,6 +22,7 @@ from serve import container, embedded, leftovers, probe
 from serve.cache import servers_folder
 from serve.errors import PortTakenError, ServeError, StartupError
 from serve.leftovers import ProcessIdentity, ServerState
+from serve.log import failed_loads, read_log, says_port_in_use, tail
 from serve.plan import DRAIN_SECONDS, Launch, Plan, Ports
 from serve.ports import free_port, require_free
 from serve.repository import Repository, read_repository
@@ -33,11 +33,8 @@ Device = Literal["cpu", "gpu"]
 Engine = Literal["embedded", "container"]
 
 _POLL_SECONDS = 0.05
-_TAIL_LINES = 20
-_UNLOAD_SECONDS = 5.0  # measured 3 s for two idle models
+_UNLOAD_SECONDS = 10.0  # after the last answer; measured 3 s for two idle models
 _PORT_ATTEMPTS = 3  # a port that was free when it was picked may be taken when Triton, its models loaded, asks for it
-_IN_USE = re.compile(r"already in use|Address already in use|failed to bind|Unable to bind", re.IGNORECASE)
-_FAILED_LOAD = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*?)\"?$", re.MULTILINE)
 
 
 def start(
@@ -184,6 +181,8 @@ class Server:
         Raises:
             ServeError: if the process has ended, does not answer within `timeout` seconds, or answers wrongly.
         """
+        if self._stopped:
+            raise StartupError("the server was stopped")
         if not self.is_running():
             raise StartupError(f"the server ended with status {self._process.returncode}", self.log_tail())
         probe.require_identity(self.http_url, self._plan.server_id, timeout)
@@ -193,8 +192,8 @@ class Server:
             if expected is not None:
                 probe.require_right_answer(self.http_url, expected, timeout)
 
-    def stop(self, *, drain_seconds: float = DRAIN_SECONDS) -> None:
-        """End the server: what it has accepted may be answered for up to `drain_seconds`; 0 kills it at once.
+    def stop(self, *, drain_seconds: float = DRAIN_SECONDS + _UNLOAD_SECONDS) -> None:
+        """End the server: it may take `drain_seconds` to answer what it has accepted and to unload; 0 kills it at once.
 
         May be called again; its stub processes and shared memory are removed in any case.
         """
@@ -205,8 +204,7 @@ class Server:
         if self.is_running() and drain_seconds > 0:
             self._process.terminate()
             try:
-                # Unloading the models takes Triton some seconds of its own after the last answer.
-                self._process.wait(drain_seconds + _UNLOAD_SECONDS)
+                self._process.wait(drain_seconds)
             except subprocess.TimeoutExpired:
                 LOG.warning("server %d did not end in time and is killed", self.pid)
         if self.is_running():
@@ -218,9 +216,7 @@ class Server:
 
     def log_tail(self) -> str:
         """The lines of this server's log that matter when it failed: errors, else the last ones."""
-        lines = self._log().splitlines()
-        errors = [line for line in lines if re.match(r"[EF]\d{4} |error:", line)]
-        return "\n".join((errors or lines)[-_TAIL_LINES:])
+        return tail(read_log(self.log_path, self._log_begin))
 
     def __enter__(self) -> Self:
         return self
@@ -230,11 +226,6 @@ class Server:
     ) -> None:
         self.stop()
 
-    def _log(self) -> str:
-        with self.log_path.open("rb") as log:
-            log.seek(self._log_begin)
-            return log.read().decode("utf-8", errors="replace")
-
     def _stop_at_exit(self) -> None:
         if os.getpid() == self._launcher:  # not in a forked child, which inherits the registration
             self.stop()
@@ -242,7 +233,8 @@ class Server:
     def _wait_until_right(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while True:
-            if not self.is_running():
+            # A server that failed to load a model takes some seconds more to end by itself.
+            if not self.is_running() or failed_loads(read_log(self.log_path, self._log_begin)):
                 raise self._startup_failure()
             try:
                 self.check()
@@ -256,15 +248,14 @@ class Server:
                 continue
 
     def _startup_failure(self) -> ServeError:
-        log = self._log()
-        if _IN_USE.search(log):
+        log = read_log(self.log_path, self._log_begin)
+        if says_port_in_use(log):
             for port in (self.ports.http, self.ports.grpc, self.ports.metrics):
                 try:
                     require_free(self._plan.host, port)
                 except PortTakenError as taken:
                     return taken
-        failed = {m["model"]: m["reason"] for m in _FAILED_LOAD.finditer(log)}
-        if failed:
-            reasons = "; ".join(f"model {model!r} could not be loaded: {reason}" for model, reason in failed.items())
-            return StartupError(reasons, self.log_tail())
-        return StartupError(f"the server ended with status {self._process.returncode} while starting", self.log_tail())
+        reasons = [f"model {model!r} could not be loaded: {reason}" for model, reason in failed_loads(log).items()]
+        if reasons:
+            return StartupError("; ".join(reasons), tail(log))
+        return StartupError(f"the server ended with status {self._process.returncode} while starting", tail(log))

@@ -26,7 +26,7 @@ def tiny(tmp_path: Path) -> Path:
     return write_repository(tmp_path / "repository")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def joining(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Server]:
     """A server over both classifiers, whose batcher waits long enough to join what a test sends at once."""
     repository = write_repository(tmp_path_factory.mktemp("joining"), delay=JOINING_DELAY_MICROSECONDS)

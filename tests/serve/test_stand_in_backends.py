@@ -194,9 +194,7 @@ def test_a_configuration_that_does_not_fit_the_graph_is_not_loaded(
     config = CLASSIFIER.format(name="tiny_classifier", backend="onnxruntime", reshape="", delay=0)
     config += 'default_model_filename: "model.onnx"\n'
     assert change[0] in config
-    write_model(
-        tmp_path, "tiny_classifier", config.replace(*change), {"model.onnx": onnx_model().SerializeToString()}
-    )
+    write_model(tmp_path, "tiny_classifier", config.replace(*change), {"model.onnx": onnx_model().SerializeToString()})
     with pytest.raises(serve.StartupError, match="tiny_classifier") as caught:
         serve.start(tmp_path, models=["tiny_classifier"])
     assert reason in str(caught.value)

@@ -1,4 +1,4 @@
-"""Triton's HTTP protocol in as few lines as the tests need, so that a fault of a client library is not taken for ours."""
+"""Triton's HTTP protocol in as few lines as the tests need: a client library's faults are not taken for ours."""
 
 from __future__ import annotations
 
@@ -46,3 +46,13 @@ def counters(url: str, model: str) -> tuple[int, int]:
     _, content = call(url, "GET", f"/v2/models/{model}/stats")
     statistics = content["model_stats"][0]
     return statistics["inference_stats"]["success"]["count"], statistics["execution_count"]
+
+
+def metrics(url: str) -> str:
+    """The metrics in Prometheus' text form."""
+    connection = http.client.HTTPConnection(url, timeout=20)
+    try:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()
