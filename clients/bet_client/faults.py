@@ -23,12 +23,14 @@ from bet_client.errors import (
 )
 
 # gRPC has one code, UNAVAILABLE, for "I could not connect" and for "the server says it is too busy", and nothing in
-# the error but its words tells them apart (grpcio 1.85: no metadata, no peer). These are the words of gRPC itself.
+# the error but its words tells them apart (grpcio 1.85: no metadata, no peer). These are the words of gRPC itself;
+# those of Envoy, which is a server to us, begin with "upstream".
 _BROKEN_CHANNEL = re.compile(
-    r"failed to connect|errors? resolving|DNS resolution|name resolution|address list|socket closed|stream removed"
+    r"^(?!upstream).*"
+    r"(failed to connect|errors? resolving|DNS resolution|name resolution|address list|socket closed|stream removed"
     r"|connection (reset|refused|closed|aborted|timed out)|broken pipe|recvmsg|sendmsg|goaway|keepalive"
-    r"|transport closed|endpoint clos",
-    re.IGNORECASE,
+    r"|transport closed|endpoint clos)",
+    re.IGNORECASE | re.DOTALL,
 )
 
 # Triton answers with these where the client and the model no longer agree about the tensors.

@@ -157,6 +157,23 @@ class _DeadlineSocket(socket.socket):
         return super().recv_into(*args, **options)
 
 
+def _connected(host: str, port: int, deadline: Deadline) -> _DeadlineSocket:
+    """A connection to the first of the host's addresses that takes one, within one deadline for all of them."""
+    failure = OSError(f"{host} has no address")
+    # The standard library cannot limit the time of this look-up; the system's resolver has limits of its own.
+    for family, kind, number, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        connecting = _DeadlineSocket(family, kind, number)
+        try:
+            connecting.settimeout(deadline.remaining())
+            connecting.connect(address)
+            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return connecting
+        except OSError as error:
+            connecting.close()
+            failure = error
+    raise failure
+
+
 class _Connection(http.client.HTTPConnection):
     """One keep-alive connection; used by one thread at a time."""
 
@@ -165,9 +182,7 @@ class _Connection(http.client.HTTPConnection):
     def exchange(self, request: HttpRequest, deadline: Deadline) -> tuple[int, str | None, bytes, bool]:
         """Status, length of the tensors' header and body of the answer; whether the connection can be used again."""
         if self.sock is None:
-            plain = socket.create_connection((self.host, self.port), deadline.remaining())
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.sock = _DeadlineSocket(fileno=plain.detach())
+            self.sock = _connected(self.host, self.port, deadline)
         self.sock.deadline = deadline
         self.sock.settimeout(deadline.remaining())
         self.request(request.method, request.path, request.body, request.headers)

@@ -6,7 +6,10 @@ turns the answered tensors into predictions. tritonclient does the packing of bo
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -134,21 +137,28 @@ def http_reply(call: Call, status: int, header_length: str | None, body: bytes, 
     if status != 200:
         raise from_http(status, body, deadline)
     try:
-        if isinstance(call, Infer):
-            result = triton_http.InferenceServerClient.parse_response_body(
-                body, header_length=None if header_length is None else int(header_length)
-            )
-            return read_tensors(result, call.outputs)
-        return json.loads(body)
+        if not isinstance(call, Infer):
+            return json.loads(body)
+        result = triton_http.InferenceServerClient.parse_response_body(
+            body, header_length=None if header_length is None else int(header_length)
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ServerError(
             f"{deadline.address} answers {body[:80]!r}, which is not Triton's; check the address"
         ) from error
+    return read_tensors(result, call.outputs)
 
 
 def read_tensors(result: Any, outputs: Sequence[str]) -> Tensors:
-    """The outputs in a tritonclient result that are there."""
-    values = {name: result.as_numpy(name) for name in outputs}
+    """The outputs in a tritonclient result that are there.
+
+    Raises:
+        ServerError: if they cannot be read, because bytes are missing or shapes do not fit.
+    """
+    try:
+        values = {name: result.as_numpy(name) for name in outputs}
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ServerError(f"the answer holds tensors that are not Triton's: {error!r}; check the address") from error
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -192,12 +202,14 @@ def _read_row(columns: dict[str, list[Any]], row: int, contract: ModelContract, 
     labels = contract.labels
     label = text("label")
     probabilities = dict(zip(labels, value("probabilities"), strict=True))
-    if label is None or label not in probabilities or probabilities[label] < max(probabilities.values()):
+    finite = math.isfinite(sum(probabilities.values()))
+    if label is None or not finite or probabilities.get(label, -1.0) < max(probabilities.values()):
         raise IncompatibleModelError(
-            f"model {contract.model!r} answers {label!r} with probabilities {probabilities}: its parameter 'labels' "
-            "does not fit its answers"
+            f"model {contract.model!r} answers {label!r} with probabilities {probabilities}: these are not "
+            "finite, or its parameter 'labels' does not fit its answers"
         )
-    members = value("prediction_set")
+    in_set = value("prediction_set")
+    members = None if in_set is None else tuple(itertools.compress(labels, in_set))
     concentration = value("concentration")
     details = Diagnostics(
         concentration=None if concentration is None else dict(zip(labels, concentration, strict=True)),
@@ -212,9 +224,7 @@ def _read_row(columns: dict[str, list[Any]], row: int, contract: ModelContract, 
         epistemic=value("epistemic"),
         review=value("review"),
         reason=text("reason"),
-        prediction_set=None
-        if members is None
-        else tuple(name for name, isin in zip(labels, members, strict=True) if isin),
+        prediction_set=members,
         tokens=value("tokens"),
         truncated=value("truncated"),
         diagnostics=details if diagnostics else None,

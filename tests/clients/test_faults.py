@@ -237,7 +237,16 @@ def test_what_stands_between_client_and_triton_is_told_by_its_status(answer: byt
         client.stop()
 
 
-def test_an_inference_answer_that_is_not_tritons_is_a_server_error() -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"outputs": [{"name": "label"}]}',
+        b'{"outputs": [{"name": "label", "datatype": "BYTES", "shape": [5, 1], "data": ["a"]}]}',
+        b"[]",
+        b"<html>",
+    ],
+)
+def test_an_inference_answer_that_is_not_tritons_is_a_server_error(body: bytes) -> None:
     config = {
         "input": [{"name": "text"}],
         "output": [{"name": "label"}, {"name": "probabilities"}],
@@ -245,10 +254,9 @@ def test_an_inference_answer_that_is_not_tritons_is_a_server_error() -> None:
         "parameters": {"labels": {"string_value": '["a", "b"]'}},
     }
 
-    def answer(connection: Any) -> None:
+    def answer(connection: socket.socket) -> None:
         while request := read_request(connection):
-            body = json.dumps(config).encode() if request.startswith(b"GET") else b'{"outputs": [{"name": "label"}]}'
-            connection.sendall(http_answer(body))
+            connection.sendall(http_answer(json.dumps(config).encode() if request.startswith(b"GET") else body))
 
     refused = pytest.raises(ServerError, match="not Triton's")
     with serving(answer) as url, Client(url, protocol="http") as client, refused:

@@ -96,6 +96,8 @@ def test_a_model_of_another_kind_is_refused(changes: dict[str, Any], fault: str)
         ([[b"c"]], [[0.8, 0.2]]),  # no class of the model
         ([[b"a"]], [[0.8, 0.1, 0.1]]),  # another number of classes
         ([[b"a"], [b"a"]], [[0.8, 0.2]]),  # another number of rows
+        ([[b"a"]], [[0.8, float("nan")]]),
+        ([[b"a"]], [[float("nan"), 0.2]]),
         (None, [[0.8, 0.2]]),
     ],
 )
