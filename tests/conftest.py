@@ -7,12 +7,17 @@ main job itself.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads on shared cores are far slower
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
 
 import pytest
+
+if TYPE_CHECKING:
+    from serve import Server
 
 TINY_PRESET = Path(__file__).parent / "tiny.yaml"
 
@@ -23,3 +28,23 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from train.fit import FitOptions, fit  # noqa: PLC0415  # torch only where a test needs it
 
     return fit(FitOptions(output=tmp_path_factory.mktemp("run"), preset=str(TINY_PRESET), limit=600))
+
+
+@pytest.fixture(scope="session")
+def repository(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository that holds the tiny checkpoint as version 1 of `bet`; tests that change it take a copy."""
+    from export.add import AddOptions, add  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("served") / "model_repository"
+    added = add(AddOptions(tiny_checkpoint, repository=folder, gate_texts=70))
+    assert added.version == 1, added.report.table()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[Server]:
+    """The real Triton on that repository."""
+    from serve import start  # noqa: PLC0415
+
+    with start(repository, timeout=120) as running:
+        yield running
