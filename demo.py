@@ -53,7 +53,7 @@ def pipeline(demo: Demo, ports: dict[str, int], load_seconds: int) -> None:
     demo.step("fit", "train fit --preset demo --resume --output", CHECKPOINT, decided_by=[*training, CHECKPOINT])
     demo.step("evaluate", "train evaluate", PRODUCTION, report="evaluate", decided_by=[*training, PRODUCTION])
     demo.step(
-        "export", "export add", PRODUCTION, report="export", gate=True, decided_by=[*training, PRODUCTION, *exporting]
+        "export", "export add", PRODUCTION, report="add", gate=True, decided_by=[*training, PRODUCTION, *exporting]
     )
     with demo.server(ports):
         demo.step("predict", "bet_client predict --url", url, *TEXTS)

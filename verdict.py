@@ -2,7 +2,8 @@
 
 Each command that measures (`train evaluate`, `export add`, `export verify`, `benchmarks load`, `make demo`) fills a
 `Report`, prints its table, writes it to `build/<command>/report.json` and takes its exit status from it, so that a
-person and a pipeline read the same verdict. This module imports nothing of the project and may be imported by all of it.
+person and a pipeline read the same verdict. This module imports nothing of the project and may be imported by all of
+it.
 """
 
 from __future__ import annotations
@@ -193,7 +194,8 @@ def _align(rows: Iterable[tuple[str, ...]]) -> str:
     lines = list(rows)
     widths = [max(len(row[column]) for row in lines) for column in range(len(lines[0]))]
     return "\n".join(
-        "  ".join(cell.rjust(w) if i == 1 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        .rstrip()
+        "  ".join(
+            cell.rjust(w) if i == 1 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in lines
     )

@@ -52,7 +52,7 @@ if "kill the server" in told:
 if "wait" in told:
     print("waiting", flush=True)
     threading.Event().wait()
-report = {"evaluate": "evaluate", "add": "export", "verify": "verify", "load": "load"}.get(step)
+report = {"evaluate": "evaluate", "add": "add", "verify": "verify", "load": "load"}.get(step)
 if report and not told.get("mute"):
     folder = pathlib.Path("build") / report
     folder.mkdir(parents=True, exist_ok=True)
