@@ -63,6 +63,7 @@ class ServerState:
     """The content of a state file."""
 
     token: str
+    folder: str  # where this file lies; the environment may name another one by the time the server stops
     shm_prefix: str
     container: str
     launcher: ProcessIdentity
@@ -70,15 +71,13 @@ class ServerState:
 
     def write(self) -> None:
         """Write the state file, by rename."""
-        path = self.path(self.token)
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+        unfinished = self.file("tmp")
         unfinished.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        unfinished.replace(path)
+        unfinished.replace(self.file("json"))
 
-    @staticmethod
-    def path(token: str) -> Path:
-        """Where the state of a server lies."""
-        return servers_folder() / f"{token}.json"
+    def file(self, kind: str) -> Path:
+        """A file of this server: its state ("json"), its log ("log"), a link to its repository ("repository")."""
+        return Path(self.folder) / f"{self.token}.{kind}"
 
     @classmethod
     def read(cls, path: Path) -> ServerState:
@@ -141,8 +140,8 @@ def clean(state: ServerState) -> tuple[int, int]:
     regions = [path for path in SHARED_MEMORY.glob(f"{state.shm_prefix}*") if path.is_file()]
     for region in regions:
         region.unlink(missing_ok=True)
-    (servers_folder() / f"{state.token}.repository").unlink(missing_ok=True)  # see embedded.prepare
-    ServerState.path(state.token).unlink(missing_ok=True)
+    for kind in ("repository", "log", "tmp", "json"):
+        state.file(kind).unlink(missing_ok=True)
     return len(ended), len(regions)
 
 

@@ -8,6 +8,7 @@ processes nor shared memory.
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import logging
 import os
 import secrets
@@ -87,11 +88,12 @@ def _engine(name: Engine) -> Callable[[Plan], Launch]:
 
 
 def _launch(plan: Plan, launch: Launch, log_path: Path | None, timeout: float) -> Server:
-    own_log = servers_folder() / f"{plan.token}.log"
-    state = ServerState(plan.token, plan.shm_prefix, launch.container, ProcessIdentity.of(os.getpid()), None)
+    launcher = ProcessIdentity.of(os.getpid())
+    state = ServerState(plan.token, str(servers_folder()), plan.shm_prefix, launch.container, launcher, None)
     state.write()
+    log_path = log_path or state.file("log")
     try:
-        with (log_path or own_log).open("ab") as log:
+        with log_path.open("ab") as log:
             begin = log.tell()
             # A session of its own: Ctrl-C in the terminal reaches the launcher, which then drains the server.
             process = subprocess.Popen(
@@ -102,10 +104,10 @@ def _launch(plan: Plan, launch: Launch, log_path: Path | None, timeout: float) -
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-    except BaseException:
+    except OSError as error:
         leftovers.clean(state)
-        raise
-    server = Server(plan, process, state, log_path or own_log, begin, owns_log=log_path is None)
+        raise StartupError(f"{error.filename or launch.command[0]} cannot be used: {error.strerror}") from error
+    server = Server(plan, process, state, log_path, begin)
     try:
         server._wait_until_right(timeout)
     except BaseException:
@@ -131,8 +133,6 @@ class Server:
         state: ServerState,
         log_path: Path,
         log_begin: int,
-        *,
-        owns_log: bool,
     ) -> None:
         reachable = "127.0.0.1" if plan.host in ("0.0.0.0", "::", "") else plan.host
         self.http_url = f"{reachable}:{plan.ports.http}"
@@ -144,13 +144,10 @@ class Server:
         self._plan = plan
         self._process = process
         self._log_begin = log_begin
-        self._owns_log = owns_log
         self._stopped = False
         self._launcher = os.getpid()
         try:
-            self._state = ServerState(
-                state.token, state.shm_prefix, state.container, state.launcher, ProcessIdentity.of(process.pid)
-            )
+            self._state = dataclasses.replace(state, server=ProcessIdentity.of(process.pid))
             self._state.write()
         except ProcessLookupError:  # ended at once: _wait_until_right says why
             self._state = state
@@ -211,8 +208,6 @@ class Server:
             self._process.kill()
         self._process.wait()
         leftovers.clean(self._state)
-        if self._owns_log:
-            self.log_path.unlink(missing_ok=True)
 
     def log_tail(self) -> str:
         """The lines of this server's log that matter when it failed: errors, else the last ones."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from triton_http import call
 
 import serve
@@ -32,6 +33,12 @@ def test_wrong_use_is_one_line_and_status_2(tmp_path: Path) -> None:
     assert len(ran.stderr.splitlines()) == 1
     assert command("--http-port", "70000").returncode == 2
     assert command("--http-port", "http").returncode == 2
+
+
+def test_a_log_that_cannot_be_written_is_named(tiny: Path, tmp_path: Path) -> None:
+    log = tmp_path / "no such folder" / "triton.log"
+    with pytest.raises(serve.StartupError, match=r"triton.log cannot be used: No such file"):
+        serve.start(tiny, log_path=log)
 
 
 def test_a_server_that_fails_to_start_is_status_1(tiny: Path) -> None:
