@@ -77,7 +77,7 @@ def write_model(repository: Path, name: str, config: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     one_at_a_time = (
         "instance_group [ { count: 1 kind: KIND_CPU } ]\n"
@@ -99,8 +99,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def triton(repository: Path) -> Iterator[serve.Server]:
-    with serve.start(repository, models=[folder.name for folder in repository.iterdir()]) as server:
+def triton(stand_ins: Path) -> Iterator[serve.Server]:
+    with serve.start(stand_ins, models=[folder.name for folder in stand_ins.iterdir()]) as server:
         yield server
         assert server.is_running()
 

@@ -2,7 +2,7 @@
 
 It runs inside Triton, copied into the tests' repository under several names; each name's config decides which outputs
 it declares. What a text does: "boom" is refused, "broken" fails, "slow 0.5" takes half a second, "outputs?"
-answers with the outputs that were asked for.
+answers with the outputs that were asked for, "rows?" with the number of rows in its request.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ class TritonPythonModel:
         for raw, row in zip(rows, answers, strict=True):
             if raw == b"outputs?":
                 row["reason"] = np.array([" ".join(name for name in OUTPUTS if name in asked).encode()], np.object_)
+            elif raw.startswith(b"rows?"):
+                row["reason"] = np.array([str(len(rows)).encode()], np.object_)
         wanted = [name for name in self.outputs if name in asked]
         tensors = [pb_utils.Tensor(name, np.stack([row[name] for row in answers])) for name in wanted]
         return pb_utils.InferenceResponse(output_tensors=tensors)

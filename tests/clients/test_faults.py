@@ -176,17 +176,17 @@ def test_a_model_of_another_kind_is_refused_with_its_faults(ask: Ask) -> None:
         ask(model="unlabelled").predict("hello")
 
 
-def test_a_replaced_model_is_looked_at_again(ask: Ask, triton: serve.Server, repository: Path) -> None:
+def test_a_replaced_model_is_looked_at_again(ask: Ask, triton: serve.Server, stand_ins: Path) -> None:
     client = ask(model="changing")
     assert client.predict("hello").review is False
     outputs = ("label", "probabilities", "total")
-    write_model(repository, "changing", model_config("changing", outputs))
+    write_model(stand_ins, "changing", model_config("changing", outputs))
     _load(triton, "changing")
     try:
         replaced = client.predict("hello")
         assert (replaced.review, replaced.total) == (None, 0.5)
     finally:
-        write_model(repository, "changing", model_config("changing"))
+        write_model(stand_ins, "changing", model_config("changing"))
         _load(triton, "changing")
 
 
