@@ -49,7 +49,7 @@ def start(
     engine: Engine = "embedded",
     models: Sequence[str] | None = None,
     log_path: Path | None = None,
-    timeout: float = 60.0,
+    timeout: float = 120.0,
 ) -> Server:
     """Start Triton on `repository` and return when it answers rightly.
 
@@ -68,6 +68,7 @@ def start(
         LOG.warning("%s", line)
     content = read_repository(repository, device)
     names = content.servable(models)
+    LOG.info("starting Triton (%s, %s) on %s with %s", engine, device, content.path, ", ".join(names))
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         ports = Ports(*(free_port(host) if p is None else p for p in (http_port, grpc_port, metrics_port)))
         plan = Plan(secrets.token_hex(6), content, names, device, host, ports)
