@@ -6,6 +6,7 @@ Connections belong to the event loop in which they were opened, so they are open
 from __future__ import annotations
 
 import asyncio
+import io
 from typing import Any, Protocol
 
 import aiohttp
@@ -95,11 +96,13 @@ class AsyncHttpTransport:
     async def send(self, call: Call, deadline: Deadline) -> Any:
         """See `AsyncTransport`."""
         request = http_request(call)
+        # As a stream: aiohttp warns of large bodies given as bytes, which it sends in one piece.
+        content = None if request.body is None else io.BytesIO(request.body)
         url = URL(f"http://{self._address}{request.path}", encoded=True)
         try:
             async with (
                 asyncio.timeout(deadline.remaining()),
-                self._session.request(request.method, url, data=request.body, headers=request.headers) as answer,
+                self._session.request(request.method, url, data=content, headers=request.headers) as answer,
             ):
                 body = await answer.read()
         except TimeoutError as error:
