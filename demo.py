@@ -50,7 +50,7 @@ def pipeline(demo: Demo, ports: dict[str, int], load_seconds: int) -> None:
     exporting = [Path("export"), Path("model_repository")]
     url = f"127.0.0.1:{ports['grpc']}"
 
-    demo.step("fit", "train fit --preset demo --resume --output", CHECKPOINT, decided_by=[*training, CHECKPOINT])
+    demo.step("fit", "train fit --preset demo --resume --output", CHECKPOINT, decided_by=[*training, PRODUCTION])
     demo.step("evaluate", "train evaluate", PRODUCTION, report="evaluate", decided_by=[*training, PRODUCTION])
     demo.step(
         "export", "export add", PRODUCTION, report="add", gate=True, decided_by=[*training, PRODUCTION, *exporting]
@@ -315,7 +315,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(report.as_dict(), indent=2))
     else:
-        print(f"\n{report.table()}\n\nwritten to {path}", flush=True)
+        missed = [check.name for check in report.checks if check.holds is False]
+        outcome = f"missed: {', '.join(missed)}" if missed else "every check holds"
+        print(f"\n{report.table()}\n\n{outcome}; written to {path}", flush=True)
     if fault:
         print(f"demo: {fault}", file=sys.stderr)
         return status

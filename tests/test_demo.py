@@ -166,6 +166,7 @@ def test_one_table_joins_the_checks_of_all_steps_with_the_seconds_that_they_took
         *(f"seconds_{step}" for step in ("fit", "evaluate", "export", "serve", "predict", "verify", "load", "total")),
     ]
     assert all(name in output for name in names)
+    assert "every check holds" in output
     assert project.values["seconds_environment"]["value"] >= 7
     assert project.values["seconds_total"]["value"] >= 7
     assert project.values["seconds_total"]["target"] == "<= 600"
@@ -207,6 +208,13 @@ def test_a_step_is_repeated_when_something_that_decides_it_changes(project, path
     assert project.calls == [*repeated, "serve", "predict", "verify", "load"]
 
 
+def test_what_later_steps_leave_beside_the_checkpoint_does_not_repeat_the_training(project):
+    project.run()
+    (project.folder / "build/checkpoint/baseline.npz").touch()
+    project.run()
+    assert "fit" not in project.calls
+
+
 def test_a_step_that_failed_is_not_taken_for_done(project):
     project.tell(evaluate={"crash": True})
     project.run()
@@ -220,6 +228,7 @@ def test_a_missed_target_is_a_result_that_decides_the_exit_status_alone(project,
     project.tell(**{step: {"value": 0}})
     run = project.run()
     assert run.status == 1
+    assert f"missed: of_{step};" in run.output
     assert project.calls[-1] == "load"
     assert project.values[f"of_{step}"]["holds"] is False
     assert project.run("--report-only").status == 0
