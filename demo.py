@@ -316,7 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(report.as_dict(), indent=2))
     else:
         missed = [check.name for check in report.checks if check.holds is False]
-        outcome = f"missed: {', '.join(missed)}" if missed else "every check holds"
+        whole = "not finished" if fault else "every check holds"
+        outcome = f"missed: {', '.join(missed)}" if missed else whole
         print(f"\n{report.table()}\n\n{outcome}; written to {path}", flush=True)
     if fault:
         print(f"demo: {fault}", file=sys.stderr)

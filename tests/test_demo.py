@@ -249,6 +249,7 @@ def test_a_broken_step_is_an_error_even_where_only_a_report_is_asked_for(project
     assert f"step '{step}'" in run.errors
     assert command in run.errors
     assert project.report["fault"] is not None
+    assert "not finished; written to build/demo/report.json" in run.output
     assert "serve" not in project.calls or project.drained
 
 
