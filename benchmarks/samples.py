@@ -83,7 +83,8 @@ class Measured:
     @classmethod
     def of(cls, samples: Sequence[Sample], start: float, duration: float) -> Measured:
         """Choose by the intended time: the warm-up is left out with all its consequences, a late start is not."""
-        chosen = sorted(s for s in samples if start <= s.intended < start + duration)
+        within = (s for s in samples if start <= s.intended < start + duration)
+        chosen = sorted(within, key=lambda sample: sample.intended)
         return cls(tuple(chosen), start, duration)
 
     @property

@@ -34,8 +34,8 @@ class LoadSettings:
     url: str
     protocol: Protocol = "grpc"
     model: str = "bet"
-    # Measured on 2 cores shared with the server: 100 requests/s cost the generator some 5 % of a core, and 100 users
-    # are enough that requests meet in the server and are executed together.
+    # For 2 cores shared with the server: 100 requests/s cost the generator 12–19 % of one core (locustfile.py) and
+    # leave the server the rest; 100 users, so that requests meet in the server and are executed together.
     users: int = 100
     rate: float = 100.0
     duration: float = 20.0
