@@ -84,15 +84,22 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """True where no check with a target misses it."""
-        return all(check.holds is not False for check in self.checks)
+        """True where no check with a target misses it; a report in which nothing was measured does not hold."""
+        return bool(self.checks) and all(check.holds is not False for check in self.checks)
 
     def exit_status(self, *, report_only: bool = False) -> int:
         """0 where all holds (or only a report was asked for), else 1."""
         return 0 if report_only or self.holds else 1
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of `report.json`."""
+        """The content of `report.json`; numbers of the details that are not finite become null, as in the checks.
+
+        Raises:
+            ValueError: if a detail has the name of a field of every report.
+        """
+        own = {"command", "holds", "checks", "versions", "machine"}
+        if clash := own & self.details.keys():
+            raise ValueError(f"details {sorted(clash)} have names of the report's own fields; give them others")
         return {
             "command": self.command,
             "holds": self.holds,
@@ -102,7 +109,7 @@ class Report:
             ],
             "versions": versions(),
             "machine": machine(),
-            **self.details,
+            **_finite_details(self.details),
         }
 
     def write(self, folder: Path | None = None) -> Path:
@@ -182,10 +189,21 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _finite_details(content: Any) -> Any:
+    """The same without numbers that JSON cannot hold: one of them must not cost the report of an hour's work."""
+    if isinstance(content, dict):
+        return {key: _finite_details(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite_details(value) for value in content]
+    return _finite(content) if isinstance(content, float) else content
+
+
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
+    if abs(value) < 1e6 and value == round(value):
+        return f"{value:,.0f}"  # a count
+    if 1e-3 <= abs(value) < 1e6:
         return f"{value:.4f}".rstrip("0").rstrip(".") if abs(value) < 100 else f"{value:,.1f}"
     return f"{value:.1e}"
 

@@ -14,7 +14,7 @@ from html import escape
 Point = tuple[float, float]
 
 _WIDTH, _HEIGHT = 640.0, 260.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 64.0, 14.0, 40.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 78.0, 14.0, 40.0
 _LABEL_GAP = 13.0  # least distance in px between the names at the ends of lines
 
 
@@ -71,18 +71,21 @@ def percentile_axis(title: str, most: float) -> Axis:
 def line_chart(name: str, lines: Sequence[Line], x: Axis, y: Axis, marks: Sequence[Mark] = ()) -> str:
     """Lines over two axes, each named at its end; `name` is what a screen reader says."""
     parts = [_grid(x, y)]
-    ends = []
+    ends: list[tuple[float, float, Line]] = []
     for line in lines:
         path = _path(line.points, x, y)
         if path:
             parts.append(f'<path class="line {line.style}" d="{path}"><title>{escape(line.name)}</title></path>')
             last = next(point for point in reversed(line.points) if point is not None)
             ends.append((_y(y, last[1]), _x(x, last[0]), line))
-    lowest = -math.inf
-    for top, left, line in sorted(ends, key=lambda end: (end[0], end[2].name)):
-        lowest = max(top, lowest + _LABEL_GAP)
+    # From the lowest line upwards, so that no name slips below the axis or over another.
+    limit = _HEIGHT - _BOTTOM
+    for top, left, line in sorted(ends, key=lambda end: -end[0]):
+        height = min(top, limit)
+        limit = height - _LABEL_GAP
         parts.append(
-            f'<text class="name {line.style}" x="{left + 6:.1f}" y="{lowest + 4:.1f}">{escape(line.name)}</text>'
+            f'<path class="line {line.style}" d="M{left + 4:.1f} {height:.1f}h8"/>'
+            f'<text class="name" x="{left + 15:.1f}" y="{height + 4:.1f}">{escape(line.name)}</text>'
         )
     for mark in marks:
         left, top = _x(x, mark.at[0]), _y(y, mark.at[1])

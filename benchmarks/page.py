@@ -46,10 +46,9 @@ def render(judgement: Judgement, outcome: Outcome) -> str:
             f'<ul class="problems">{problems}</ul>' if problems else "",
             f'<section class="tiles">{"".join(_tile(checks[name]) for name in _TILES)}</section>',
             f'<section class="charts">{"".join(_charts(report.details["slo"]["targets"], outcome))}</section>',
-            f'<section class="charts">{_checks_card(report.checks)}',
-            f"{_failures_card(report.details['failures'])}</section>",
-            f'<section class="charts">{_facts_card("Machine", verdict.machine())}'
-            f"{_facts_card('Versions', verdict.versions())}{_facts_card('Load', load)}</section>",
+            f'<section class="charts facts">{_checks_card(report.checks)}',
+            f"<div>{_failures_card(report.details['failures'])}{_facts_card('Load', load)}",
+            f"{_facts_card('Machine', verdict.machine())}</div>{_facts_card('Versions', verdict.versions())}</section>",
             "</main>\n</body>\n</html>\n",
         )
     )

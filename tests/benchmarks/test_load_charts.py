@@ -50,7 +50,7 @@ def test_lines_stay_inside_the_picture_and_their_names_are_escaped(
 
 def test_a_gap_breaks_the_line() -> None:
     drawn = line_chart("n", [Line("l", "p50", ((0, 1), None, (2, 1)))], linear_axis("s", 2), linear_axis("ms", 1))
-    (path,) = re.findall(r'class="line p50" d="([^"]*)"', drawn)
+    path = re.findall(r'class="line p50" d="([^"]*)"', drawn)[0]
     assert path.count("M") == 2
 
 
