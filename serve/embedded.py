@@ -84,10 +84,9 @@ def lay_out_backends(wheel: Wheel) -> Path:
     """
     files = {Path("python") / p.name: p for p in wheel.python_backend.iterdir() if p.is_file()}
     files[Path("python") / wheel.stub.name] = wheel.stub
-    for backend in STAND_IN_PACKAGES:
-        files[Path(backend) / "model.py"] = STAND_INS / backend / "model.py"
-        for shared in sorted(STAND_INS.glob("[!_]*.py")):
-            files[Path(backend) / shared.name] = shared
+    files |= {Path(backend) / "model.py": STAND_INS / backend / "model.py" for backend in STAND_IN_PACKAGES}
+    # What both stand-ins import lies where Triton's own module for stubs lies, on the path of every stub.
+    files |= {Path("python") / shared.name: shared for shared in STAND_INS.glob("[!_]*.py")}
     digest = hashlib.sha256()
     for relative, source in sorted(files.items()):
         digest.update(f"{relative}\0".encode() + hashlib.sha256(source.read_bytes()).digest())

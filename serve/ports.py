@@ -7,18 +7,27 @@ port, so a taken port is looked for before anything starts.
 from __future__ import annotations
 
 import socket
+from collections import deque
 from pathlib import Path
 
 from serve.errors import PortTakenError
 
+_given: deque[int] = deque(maxlen=1000)
 _LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port on `host` that nobody uses now; another process may still take it before the caller does."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on `host` that nobody uses now and that this process was not given lately.
+
+    Another process may still take it before the caller does.
+    """
+    while True:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:  # the kernel may hand out again at once what was just closed
+            _given.append(port)
+            return port
 
 
 def require_free(host: str, port: int) -> None:

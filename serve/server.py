@@ -72,8 +72,11 @@ def start(
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         ports = Ports(*(free_port(host) if p is None else p for p in (http_port, grpc_port, metrics_port)))
         plan = Plan(secrets.token_hex(6), content, names, device, host, ports)
-        for port in filter(None, (http_port, grpc_port, metrics_port)):
+        asked = [port for port in (http_port, grpc_port, metrics_port) if port is not None]
+        for port in asked:
             require_free(host, port)
+            if asked.count(port) > 1:
+                raise PortTakenError(port, "this server itself, which needs three different ones")
         try:
             return _launch(plan, _engine(engine)(plan), log_path, timeout)
         except PortTakenError as error:

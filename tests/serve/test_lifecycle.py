@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_repository import write_repository
@@ -82,6 +83,21 @@ def test_a_port_in_use_is_refused_at_once_and_its_owner_named(tiny: Path) -> Non
         ) as caught:
             serve.start(tiny, grpc_port=port)
     assert caught.value.port == port
+    with pytest.raises(serve.PortTakenError, match="three different ones"):
+        serve.start(tiny, http_port=serve.free_port(), grpc_port=(same := serve.free_port()), metrics_port=same)
+
+
+def test_a_port_that_is_taken_while_triton_starts_is_replaced_by_another(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as faster:
+        faster.bind(("127.0.0.1", 0))
+        faster.listen()
+        picks = iter([faster.getsockname()[1]])
+        monkeypatch.setattr("serve.server.free_port", lambda host: next(picks, None) or serve.free_port(host))
+        server = serve.start(tiny)
+    assert infer(server.http_url, "tiny", ["a"])[0] == 200
+    server.stop(drain_seconds=0)
 
 
 def test_after_a_sigkill_the_next_start_cleans_its_own_leftovers_and_nothing_else(tiny: Path) -> None:
@@ -178,7 +194,7 @@ def test_a_server_whose_answer_differs_from_the_manifest_is_not_started(tiny: Pa
     ],
 )
 def test_a_probe_fails_by_label_probabilities_total_or_error(
-    joining: serve.Server, change: dict[str, object], reason: str
+    joining: serve.Server, change: dict[str, Any], reason: str
 ) -> None:
     right = joining.repository.probe("tiny")
     assert right is not None

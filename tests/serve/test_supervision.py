@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
@@ -23,11 +24,11 @@ EAGER = Policy(interval=0.05, timeout=10, failures=2, silences=50, restarts=2, b
 
 @contextmanager
 def supervised(
-    server: serve.Server, restart: Callable[[], serve.Server]
+    server: serve.Server, restart: Callable[[], serve.Server], policy: Policy = EAGER
 ) -> Iterator[tuple[Future[serve.Server], threading.Event]]:
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(supervise, server, restart, stop, EAGER)
+        running = pool.submit(supervise, server, restart, stop, policy)
         try:
             yield running, stop
         finally:
@@ -43,9 +44,9 @@ def wait_for_message(caplog: pytest.LogCaptureFixture, text: str, seconds: float
     pytest.fail(f"{text!r} was not logged: {[r.getMessage() for r in caplog.records]}")
 
 
-@pytest.mark.parametrize("victim", ["stub", "server"])
-def test_a_killed_stub_or_server_is_healed_on_the_same_ports(
-    tiny: Path, caplog: pytest.LogCaptureFixture, victim: str
+@pytest.mark.parametrize("trouble", ["stub killed", "server killed", "server frozen"])
+def test_a_killed_stub_or_server_and_a_frozen_one_are_healed_on_the_same_ports(
+    tiny: Path, caplog: pytest.LogCaptureFixture, trouble: str
 ) -> None:
     caplog.set_level(logging.WARNING, logger="serve")
     server = serve.start(tiny)
@@ -56,8 +57,10 @@ def test_a_killed_stub_or_server_is_healed_on_the_same_ports(
             tiny, http_port=server.ports.http, grpc_port=server.ports.grpc, metrics_port=server.ports.metrics
         )
 
-    with supervised(server, restart) as (running, stop):
-        os.kill(stub if victim == "stub" else server.pid, signal.SIGKILL)
+    victim = stub if trouble == "stub killed" else server.pid
+    policy = dataclasses.replace(EAGER, timeout=0.5, silences=2) if trouble == "server frozen" else EAGER
+    with supervised(server, restart, policy) as (running, stop):
+        os.kill(victim, signal.SIGSTOP if trouble == "server frozen" else signal.SIGKILL)
         wait_for_message(caplog, "answers rightly again")
         assert infer(server.http_url, "tiny", ["aaaa bb"], outputs=["total"]) == (200, {"total": [6]})
         stop.set()

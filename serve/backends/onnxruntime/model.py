@@ -17,7 +17,7 @@ import onnxruntime as ort
 if TYPE_CHECKING:
     from serve.backends.ragged_batch import Arrays, ModelConfig, answer, read_config
     from serve.backends.thread_budget import thread_budget
-else:  # in the backend directory these files lie side by side
+else:  # in the backend directory these two lie beside Triton's own module for stubs
     from ragged_batch import answer, read_config
     from thread_budget import thread_budget
 
