@@ -1,10 +1,14 @@
 """When to let an answer through: the error budget, the prediction set, and what counts as unfamiliar.
 
 *At most 5 % of the answers that I accept without looking are wrong* is a budget. Learn-then-Test (Angelopoulos et al.
-2021, 2110.01052) turns it into a threshold on the total uncertainty: the thresholds of a fixed grid are tested from the
-strictest on, and each is kept while the Clopper–Pearson upper bound of the error among the rows it accepts stays within
-the budget; the first that fails ends the test, which is what makes the guarantee hold for the one chosen. Prediction
-sets are split conformal (Vovk et al. 2005).
+2021, 2110.01052) turns it into a threshold on the total uncertainty: the thresholds of a fixed grid are tested in an
+order that these rows did not choose, each is kept while the Clopper–Pearson upper bound of the error among the rows it
+accepts stays within the budget, and the first that fails ends the test; so the guarantee holds for the one chosen.
+
+Where the test begins matters more than the bound: from the strictest threshold up, three unlucky rows among the first
+180 ended it at 28 % accepted where 80 % can be. So other rows choose the start, the threshold whose budget they support
+best (split fixed-sequence testing), and the test goes on to laxer ones from there. Prediction sets are split conformal
+(Vovk et al. 2005).
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta
+from scipy.stats import beta, binom
 
 from train.errors import CalibrationError
 
@@ -23,8 +27,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 NOTHING = -1.0  # a risk threshold that no answer meets: total entropy is never negative
 _GRID = 200  # thresholds tested, evenly over the possible entropies 0 … log C
-_START_SHARE = 0.25  # the test starts at the strictest threshold that accepts this share: at a handful of rows one
-# unlucky error would end it, and nobody buys a budget that accepts less
+_START_SHARE = 0.5  # accepted at the start where no other rows can choose it
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,19 @@ def rows_to_prove(max_error: float, confidence: float) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(1 - max_error))
 
 
+def best_supported_threshold(
+    risk: Floats, correct: npt.NDArray[np.bool_], *, max_error: float, highest: float
+) -> float | None:
+    """The threshold at which rows [N] speak most strongly for the budget: smallest binomial p-value; None without rows.
+
+    Only the *order* of a test may come from these rows; the guarantee comes from others.
+    """
+    if not len(risk):
+        return None
+    grid, rows, errors = _along_grid(risk, correct, np.ones(len(risk), bool), highest)
+    return float(grid[int(np.argmin(binom.cdf(errors, rows, max_error)))])
+
+
 def learn_then_test(
     risk: Floats,
     correct: npt.NDArray[np.bool_],
@@ -69,6 +85,7 @@ def learn_then_test(
     max_error: float,
     confidence: float,
     highest: float,
+    start: float | None = None,
 ) -> tuple[float, str]:
     """The laxest threshold that the budget allows, and what to say about it.
 
@@ -79,6 +96,8 @@ def learn_then_test(
         max_error: budget, a share in (0, 1).
         confidence: of the guarantee, in (0, 1).
         highest: largest possible risk, end of the grid.
+        start: threshold at which the test begins, chosen without these rows; by default the strictest that accepts half
+            of them, which looks at their number alone.
 
     Raises:
         CalibrationError: for a budget or a confidence outside (0, 1).
@@ -87,17 +106,16 @@ def learn_then_test(
         if not 0 < value < 1:
             raise CalibrationError(f"{name} = {value} must lie between 0 and 1, for instance 0.05")
     least = rows_to_prove(max_error, confidence)
-    start = max(least, math.ceil(_START_SHARE * len(risk)))
-    grid = np.linspace(0, highest, _GRID + 1)[1:]
-    accepted = eligible[None] & (risk[None] <= grid[:, None])
-    rows, errors = accepted.sum(1), (accepted & ~correct[None]).sum(1)
-    first = int(np.searchsorted(rows, start))  # counts grow with the threshold
-    if first == len(grid):
+    grid, rows, errors = _along_grid(risk, correct, eligible, highest)
+    enough = int(np.searchsorted(rows, least))  # counts grow with the threshold
+    chosen_start = np.searchsorted(rows, _START_SHARE * len(risk)) if start is None else np.searchsorted(grid, start)
+    if enough == len(grid):
         return NOTHING, (
             f"no budget can be proven with {len(risk)} calibration rows ({int(eligible.sum())} of them familiar): "
             f"{max_error:.1%} at {confidence:.0%} confidence takes at least {least} accepted rows without an error; "
             "every answer goes to review until there are more rows"
         )
+    first = min(max(enough, int(chosen_start)), len(grid) - 1)
     held = [
         clopper_pearson_upper(int(e), int(r), confidence) <= max_error
         for e, r in zip(errors[first:], rows[first:], strict=True)
@@ -106,6 +124,15 @@ def learn_then_test(
     if kept == 0:
         return NOTHING, _what_it_takes(int(errors[first]), int(rows[first]), len(risk), max_error, confidence)
     return float(grid[first + kept - 1]), ""
+
+
+def _along_grid(
+    risk: Floats, correct: npt.NDArray[np.bool_], eligible: npt.NDArray[np.bool_], highest: float
+) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Thresholds from strict to lax, rows that each accepts, and errors among them."""
+    grid = np.linspace(0, highest, _GRID + 1)[1:]
+    accepted = eligible[None] & (risk[None] <= grid[:, None])
+    return grid, accepted.sum(1), (accepted & ~correct[None]).sum(1)
 
 
 def _what_it_takes(errors: int, rows: int, total: int, max_error: float, confidence: float) -> str:

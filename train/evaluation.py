@@ -27,7 +27,7 @@ from train.errors import DataError
 from train.figures import draw
 from train.metrics import Floats, Labels
 from train.prediction import predict_texts
-from train.splits import fingerprint
+from train.splits import fingerprint, first_rows
 from verdict import BUILD_FOLDER, Report
 
 COMMAND = "evaluate"
@@ -66,18 +66,19 @@ def evaluate(
     corpus = reload_corpus(provenance, cache_dir)
     columns = (text_column or provenance["text_column"], label_column or provenance["label_column"])
     held_out, part = _held_out(corpus, data, columns, loaded.label_names, cache_dir)
-    shifted = load_snippets(cache_dir) if data is None and corpus.name in _IMDB_SOURCES else None
-
-    parts = {"held_out": held_out} | ({"snippets": shifted} if shifted is not None else {})
+    parts = {"held_out": held_out}
+    if data is None and corpus.name in _IMDB_SOURCES:
+        snippets, limit = load_snippets(cache_dir), provenance["limit"]
+        parts["snippets"] = snippets.take(first_rows(snippets.labels, limit or len(snippets)))
     # Beside the checkpoint, not in it: the folder is sealed by its hashes.
     baseline = fit_baseline(corpus, {name: split.texts for name, split in parts.items()}, checkpoint.resolve().parent)
     answers = {name: _ask(loaded, split) for name, split in parts.items()}
     bars = {name: _of_baseline(baseline.probabilities[name], split.labels) for name, split in parts.items()}
     decision = loaded.calibration.decide()
 
-    with_targets = data is None and corpus.name == IMDB and provenance["limit"] is None
     report = Report(COMMAND)
-    measure(report, answers["held_out"], bars["held_out"], decision, with_targets=with_targets)
+    targets = has_targets(corpus, data)
+    measure(report, answers["held_out"], bars["held_out"], decision, with_targets=targets)
     if "snippets" in parts:
         measure_shift(report, "snippets", answers["snippets"], bars["snippets"], decision)
     words = np.array([len(text.split()) for text in held_out.texts])
@@ -98,6 +99,11 @@ def evaluate(
     ]
     report.add("seconds_evaluate", time.perf_counter() - started, "s")
     return report
+
+
+def has_targets(corpus: Corpus, data: str | None) -> bool:
+    """Whether the targets apply: they were set on the whole held-out part of IMDB's labelled reviews."""
+    return data is None and corpus.name == IMDB and corpus.provenance["limit"] is None
 
 
 def measure(report: Report, model: Answers, baseline: Answers, decision: Decision, *, with_targets: bool) -> None:

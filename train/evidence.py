@@ -24,14 +24,23 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class OutOfFold:
+    """Evidence and novelty of N documents as if training had not seen them: by the member that left each out."""
+
+    evidence: Floats  # [N, L] log-odds
+    novelty: Floats  # [N, 2], U²/N of bigrams and trigrams; what only the document itself knows counts as unseen
+
+
+@dataclass(frozen=True)
 class EvidenceTables:
-    """What `SufficientStatsEncoder` holds (L columns: one for two classes), and the score that selects."""
+    """What `SufficientStatsEncoder` holds (L columns: one for two classes), and honest scores of the training part."""
 
     unigram: Floats  # [V, L]
     fingerprints: dict[int, npt.NDArray[np.int32]]  # n -> [M], -1 where a slot is free
     tables: dict[int, Floats]  # n -> [M, L]
     bias: Floats  # [L]
-    out_of_fold: Floats  # [N, L], log-odds of each training document by a member that never saw it
+    whole: OutOfFold  # of the training documents
+    crops: OutOfFold  # of one random crop of each
 
 
 def crop(document: Ids, random: np.random.Generator, shortest: int = 12, longest: int = 100) -> Ids:
@@ -55,24 +64,28 @@ def distinct_ngrams(documents: list[Ids], n: int) -> tuple[Ids, Ids]:
     return pairs >> 40, pairs & ((1 << 40) - 1)
 
 
-def own_slots(hashed: Ids, slots: int) -> npt.NDArray[np.int32]:
-    """Give each slot to the most frequent n-gram that falls into it: its fingerprint [slots], -1 where none.
+def own_slots(hashed: Ids, slots: int) -> tuple[npt.NDArray[np.int32], Ids]:
+    """Give each slot to the most frequent n-gram that falls into it.
 
     n-grams of a single document own nothing: their evidence would be noise, and they keep counting as unseen.
+
+    Returns:
+        The owner's fingerprint [slots], -1 where none, and the number of documents that hold it [slots].
     """
     ngram, documents = np.unique(hashed, return_counts=True)
     ngram, documents = ngram[documents > 1], documents[documents > 1]
-    ngram = ngram[np.argsort(documents, kind="stable")]  # later assignments win
-    fingerprint = np.full(slots, -1, np.int32)
-    fingerprint[ngram % slots] = ngram // slots
-    return fingerprint
+    order = np.argsort(documents, kind="stable")  # later assignments win
+    fingerprint, holders = np.full(slots, -1, np.int32), np.zeros(slots, np.int64)
+    fingerprint[ngram[order] % slots] = ngram[order] // slots
+    holders[ngram[order] % slots] = documents[order]
+    return fingerprint, holders
 
 
 def occurrence_matrix(
     documents: list[Ids],
+    ngrams: dict[int, tuple[Ids, Ids]],
     fingerprints: dict[int, npt.NDArray[np.int32]],
     vocab_size: int,
-    ngrams: dict[int, tuple[Ids, Ids]] | None = None,
 ) -> sp.csr_matrix:
     """Which known n-grams occur in which document: 0/1, [documents, V + M + M]."""
     indptr = np.cumsum([0] + [len(d) for d in documents])
@@ -82,7 +95,7 @@ def occurrence_matrix(
     unigrams.data[:] = 1
     blocks = [unigrams]
     for n, fingerprint in fingerprints.items():
-        document, hashed = (ngrams or {}).get(n) or distinct_ngrams(documents, n)
+        document, hashed = ngrams[n]
         slots = len(fingerprint)
         slot = hashed % slots
         known = fingerprint[slot] == hashed // slots
@@ -120,9 +133,12 @@ def fit_evidence(
     """
     random = np.random.default_rng(seed)
     ngrams = {n: distinct_ngrams(documents, n) for n in HASH_FACTORS}
-    fingerprints = {n: own_slots(hashed, slots) for n, (_, hashed) in ngrams.items()}
-    whole = occurrence_matrix(documents, fingerprints, vocab_size, ngrams)
-    crops = occurrence_matrix([crop(d, random) for d in documents], fingerprints, vocab_size)
+    owners = {n: own_slots(hashed, slots) for n, (_, hashed) in ngrams.items()}
+    fingerprints = {n: fingerprint for n, (fingerprint, _) in owners.items()}
+    cropped = [crop(d, random) for d in documents]
+    cropped_ngrams = {n: distinct_ngrams(cropped, n) for n in HASH_FACTORS}
+    whole = occurrence_matrix(documents, ngrams, fingerprints, vocab_size)
+    crops = occurrence_matrix(cropped, cropped_ngrams, fingerprints, vocab_size)
     columns = [1] if num_classes == 2 else list(range(num_classes))
     fold = contiguous_folds(labels, folds)
 
@@ -144,9 +160,14 @@ def fit_evidence(
         fitted = list(pool.map(member, tasks))
     weights = np.stack([w for w, _ in fitted], 1).reshape(-1, folds, len(columns))
     intercepts = np.array([b for _, b in fitted], np.float32).reshape(folds, len(columns))
-    out_of_fold = np.zeros((len(labels), len(columns)), np.float32)
-    for f in range(folds):
-        out_of_fold[fold == f] = whole[fold == f] @ weights[:, f] + intercepts[f]
+
+    def honest(rows: sp.csr_matrix, found: dict[int, tuple[Ids, Ids]]) -> OutOfFold:
+        evidence = np.zeros((len(labels), len(columns)), np.float32)
+        for f in range(folds):
+            evidence[fold == f] = rows[fold == f] @ weights[:, f] + intercepts[f]
+        novelty = [_novelty_without_itself(*found[n], *owners[n], len(labels)) for n in HASH_FACTORS]
+        return OutOfFold(evidence, np.stack(novelty, 1))
+
     mean = weights.mean(1)
     bounds = np.cumsum([vocab_size] + [slots] * len(HASH_FACTORS))
     return EvidenceTables(
@@ -154,8 +175,21 @@ def fit_evidence(
         fingerprints=fingerprints,
         tables={n: mean[bounds[i] : bounds[i + 1]] for i, n in enumerate(HASH_FACTORS)},
         bias=intercepts.mean(0),
-        out_of_fold=out_of_fold,
+        whole=honest(whole, ngrams),
+        crops=honest(crops, cropped_ngrams),
     )
+
+
+def _novelty_without_itself(
+    document: Ids, hashed: Ids, fingerprint: npt.NDArray[np.int32], holders: Ids, documents: int
+) -> Floats:
+    """U²/N of each training document, an n-gram being known only where two *other* documents hold it."""
+    slot = hashed % len(fingerprint)
+    known = (fingerprint[slot] == hashed // len(fingerprint)) & (holders[slot] > 2)
+    unseen = np.bincount(document[~known], minlength=documents).astype(np.float32)
+    distinct = np.bincount(document, minlength=documents).clip(min=1)
+    novelty: Floats = (unseen * unseen / distinct).astype(np.float32)
+    return novelty
 
 
 def _naive_bayes_ratio(rows: sp.csr_matrix, positive: npt.NDArray[np.bool_]) -> Floats:

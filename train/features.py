@@ -21,7 +21,7 @@ from train.checkpoint import verify, written_whole
 from train.data import Corpus
 from train.embedding import ppmi_vectors
 from train.errors import CheckpointError
-from train.evidence import EvidenceTables, fit_evidence
+from train.evidence import EvidenceTables, OutOfFold, fit_evidence
 from train.model.bet import BetForSequenceClassification
 from train.model.config import BetConfig
 from train.model.evidence import HASH_FACTORS
@@ -31,6 +31,7 @@ from train.tokenizer import encode, load_tokenizer, save_tokenizer, train_tokeni
 
 _log = logging.getLogger(__name__)
 _ARRAYS = "features.safetensors"
+_HONEST = ("whole", "crops")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def prepare_features(
             threads=threads,
         )
         features = Features(tokenizer, tables, vectors.result())
-    accuracy = (_as_class(tables.out_of_fold) == corpus.train.labels).mean()
+    accuracy = (_as_class(tables.whole.evidence) == corpus.train.labels).mean()
     _log.info("evidence: out-of-fold accuracy %.4f, %.0f s", accuracy, time.perf_counter() - started)
     with written_whole(folder) as staging:
         _save(features, staging)
@@ -109,7 +110,11 @@ def _save(features: Features, folder: Path) -> None:
         "vectors": features.vectors,
         "unigram": tables.unigram,
         "bias": tables.bias,
-        "out_of_fold": tables.out_of_fold,
+        **{
+            f"{kind}_{name}": getattr(getattr(tables, kind), name)
+            for kind in _HONEST
+            for name in ("evidence", "novelty")
+        },
         **{f"fingerprint_{n}": tables.fingerprints[n] for n in HASH_FACTORS},
         **{f"evidence_{n}": tables.tables[n] for n in HASH_FACTORS},
     }
@@ -123,6 +128,6 @@ def _load(folder: Path) -> Features:
         fingerprints={n: arrays[f"fingerprint_{n}"] for n in HASH_FACTORS},
         tables={n: arrays[f"evidence_{n}"] for n in HASH_FACTORS},
         bias=arrays["bias"],
-        out_of_fold=arrays["out_of_fold"],
+        **{kind: OutOfFold(arrays[f"{kind}_evidence"], arrays[f"{kind}_novelty"]) for kind in _HONEST},
     )
     return Features(load_tokenizer(folder), tables, arrays["vectors"])

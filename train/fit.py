@@ -19,7 +19,7 @@ from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 import verdict
-from train.calibration import Calibration, calibrate
+from train.calibration import Calibration, calibrate, start_posterior
 from train.checkpoint import PROVENANCE_FILE, save_production, verify
 from train.data import DEFAULT_FOLD, IMDB, Corpus, load_corpus
 from train.errors import CheckpointError, ConfigError
@@ -107,6 +107,7 @@ def fit(options: FitOptions) -> Path:
     )
     set_seed(options.seed)
     model = build_model(config, features)
+    start_posterior(model.posterior, features.tables, corpus.train.labels, crop_weight=preset.calibration.crop_weight)
 
     def ids(part: str) -> list[Any]:
         return encode(features.tokenizer, getattr(corpus, part).texts, config.max_tokens, config.head_tokens)

@@ -10,13 +10,18 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import importlib.util
+import logging
+import mmap
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from pandas.errors import ParserWarning
 
 from train.errors import DataError
 
@@ -102,7 +107,7 @@ def read_dataset(name: str, text_column: str, label_column: str, cache_dir: Path
         Exception
     ) as error:  # `datasets` raises OSError, ValueError, hub and pyarrow errors alike for "cannot be read"
         raise DataError(
-            f"{name!r} is neither 'imdb', nor a file, nor a data set that could be loaded ({_first_line(error)}); "
+            f"{name!r} is neither 'imdb', nor a file, nor a data set that could be loaded ({_reason(error)}); "
             "check the name, and that the hub can be reached"
         ) from error
     parts: dict[str, Dataset] = dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
@@ -122,38 +127,53 @@ def _read_file(path: Path, kind: str, cache_dir: Path | None) -> Dataset:
     options: dict[str, Any] = {}
     if kind == "csv":
         options = {
-            "features": Features({name: Value("string") for name in _csv_header(path)}),
+            "features": Features({name: Value("string") for name in _csv_columns(path)}),
             "encoding": "utf-8-sig",
             "keep_default_na": False,
             "na_filter": False,
             "index_col": False,  # else a surplus field in every row would silently shift the columns by one
         }
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()  # a local file takes a second; its bars would only bury the lines that matter
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # pandas only warns where fields are dropped
-            table = datasets.load_dataset(
+        with _quiet(), warnings.catch_warnings():
+            warnings.simplefilter("error", ParserWarning)  # pandas only warns where it drops fields
+            return datasets.load_dataset(
                 kind, data_files=str(path), split="train", cache_dir=_text(cache_dir), **options
             )
     except Exception as error:  # pandas, pyarrow and `datasets` each have their own classes for a malformed file
-        raise DataError(f"{path} cannot be read as {kind}: {_first_line(error)}") from error
+        raise DataError(f"{path} cannot be read as {kind}: {_reason(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of `datasets` (a local file takes a second), and without its log beside our errors."""
+    shown, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
     finally:
+        datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()
-    return table
 
 
-def _csv_header(path: Path) -> list[str]:
+def _csv_columns(path: Path) -> list[str]:
+    """The column names of a CSV, after the checks that pandas does not make."""
+    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        nul = content.find(b"\0")
+    if nul >= 0:  # pandas would cut the cell there
+        raise DataError(f"{path} holds a NUL at byte {nul}; remove it, save the file as UTF-8, or give it as JSONL")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file), [])
+            if not file.read(1):
+                raise DataError(f"{path} has a header and no rows")
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV: {error}; save it as UTF-8, comma-separated") from error
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise DataError(f"{path}: the header names {', '.join(map(repr, repeated))} more than once")
-    return header
+    return [name or f"Unnamed: {index}" for index, name in enumerate(header)]  # as pandas calls a nameless column
 
 
 def _columns(table: Dataset, text: str, label: str, where: str) -> tuple[Rows, tuple[str, ...] | None]:
@@ -170,7 +190,7 @@ def _columns(table: Dataset, text: str, label: str, where: str) -> tuple[Rows, t
     return Rows(columns[text], columns[label]), names
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """The innermost reason: `datasets` wraps the parser's own message in "An error occurred while generating"."""
     while error.__cause__ is not None:
         error = error.__cause__

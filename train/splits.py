@@ -124,10 +124,9 @@ def first_rows(labels: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
     """
     if limit >= len(labels):
         return np.arange(len(labels))
-    keep: list[NDArray[np.int64]] = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        keep.append(rows[: max(1, len(rows) * limit // len(labels))])
+    classes, counts = np.unique(labels, return_counts=True)
+    quotas = np.diff(np.cumsum(counts) * limit // len(labels), prepend=0)  # differences of a rounded sum: they add up
+    keep = [np.flatnonzero(labels == c)[: max(1, quota)] for c, quota in zip(classes, quotas, strict=True)]
     return np.sort(np.concatenate(keep))
 
 

@@ -160,7 +160,7 @@ def test_a_production_checkpoint_answers_as_before_and_names_its_classes(tiny_ch
     assert answer["probabilities"].shape == (4, 2)
     assert np.isfinite(answer["total"]).all()
     decision = loaded.calibration.decide()
-    assert loaded.provenance["data"]["rows"]["calibration"] == decision.rows + loaded.calibration.fitted_rows
+    assert loaded.provenance["data"]["rows"]["calibration"] == decision.rows + len(loaded.calibration.fitting_total)
 
 
 def test_a_folder_that_is_no_production_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.calibration import Calibration
-from train.decision import NOTHING, clopper_pearson_upper, conformal_threshold, learn_then_test, rows_to_prove
+from train.decision import (
+    NOTHING,
+    best_supported_threshold,
+    clopper_pearson_upper,
+    conformal_threshold,
+    learn_then_test,
+    rows_to_prove,
+)
 from train.errors import CalibrationError
 
 HIGHEST = math.log(2)
@@ -19,12 +26,12 @@ HIGHEST = math.log(2)
 def draw(rows: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Risks over the whole range, and answers that are wrong ever more often, up to one half."""
     risk = random.uniform(0, HIGHEST, rows)
-    wrong = random.random(rows) < 0.5 * (risk / HIGHEST) ** 2
+    wrong = random.random(rows) < 0.5 * (risk / HIGHEST) ** 4
     return risk, ~wrong
 
 
 def true_error(threshold: float) -> float:
-    return 0.5 * (threshold / HIGHEST) ** 2 / 3
+    return 0.5 * (threshold / HIGHEST) ** 4 / 5
 
 
 def test_fifty_nine_right_answers_prove_five_percent() -> None:
@@ -94,7 +101,8 @@ def calibration(rows: int, seed: int = 0) -> Calibration:
         num_classes=2,
         novelty_threshold=0.06,
         novelty_quantile=0.99,
-        fitted_rows=rows,
+        fitting_total=[],
+        fitting_correct=[],
     )
 
 
@@ -118,6 +126,22 @@ def test_what_is_accepted_stays_within_the_budget_and_is_familiar(rows: int, bud
         assert decision.accepted_error <= decision.accepted_error_bound <= budget
         accepted = (np.array(made.total) <= decision.risk_threshold) & (np.array(made.epistemic) <= 0.06)
         assert decision.accepted_share == pytest.approx(accepted.mean())
+
+
+def test_other_rows_choose_where_the_test_begins_and_the_guarantee_still_holds() -> None:
+    random = np.random.default_rng(2)
+    exceeded = accepted = 0
+    for _ in range(1000):
+        ordering_risk, ordering_correct = draw(400, random)
+        start = best_supported_threshold(ordering_risk, ordering_correct, max_error=0.05, highest=HIGHEST)
+        risk, correct = draw(400, random)
+        threshold, _ = learn_then_test(
+            risk, correct, np.ones(400, bool), max_error=0.05, confidence=0.95, highest=HIGHEST, start=start
+        )
+        accepted += threshold != NOTHING
+        exceeded += threshold != NOTHING and true_error(threshold) > 0.05
+    assert accepted > 900
+    assert exceeded <= 65  # 50 expected at most; 65 is two standard deviations above
 
 
 def test_a_smaller_budget_never_accepts_more() -> None:

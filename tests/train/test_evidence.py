@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.embedding import ppmi_vectors
-from train.evidence import EvidenceTables, contiguous_folds, crop, distinct_ngrams, fit_evidence, own_slots
+from train.evidence import EvidenceTables, OutOfFold, contiguous_folds, crop, distinct_ngrams, fit_evidence, own_slots
 from train.features import Features, build_model
 from train.model import BetConfig
 from train.prediction import components_of, token_batches
@@ -63,7 +63,7 @@ def test_the_graph_adds_up_what_was_learned(classes: int) -> None:
 @pytest.mark.parametrize("classes", [2, 3])
 def test_out_of_fold_scores_find_the_class_and_come_from_members_that_never_saw_the_row(classes: int) -> None:
     tables, _, labels = fitted(classes)
-    predicted = tables.out_of_fold[:, 0] > 0 if classes == 2 else tables.out_of_fold.argmax(1)
+    predicted = tables.whole.evidence[:, 0] > 0 if classes == 2 else tables.whole.evidence.argmax(1)
     assert (predicted == labels).mean() > 0.9
     shuffled = np.random.default_rng(1).permutation(labels)
     documents, _ = documents_of(120, classes=classes)
@@ -71,15 +71,16 @@ def test_out_of_fold_scores_find_the_class_and_come_from_members_that_never_saw_
         documents, shuffled, num_classes=classes, vocab_size=VOCABULARY, slots=SLOTS, folds=4,
         inverse_regularisation=1.0, crop_weight=0.15, seed=0, threads=2,
     )  # fmt: skip
-    guessed = noise.out_of_fold[:, 0] > 0 if classes == 2 else noise.out_of_fold.argmax(1)
+    guessed = noise.whole.evidence[:, 0] > 0 if classes == 2 else noise.whole.evidence.argmax(1)
     # In-sample scores would be near 1 here; honest ones are near chance.
     assert (guessed == shuffled).mean() < 1 / classes + 0.2
 
 
 def test_an_ngram_that_no_document_shares_owns_no_slot() -> None:
     document, hashed = distinct_ngrams([np.array([5, 6, 7]), np.array([5, 6, 9])], 2)
-    fingerprints = own_slots(hashed, SLOTS)
+    fingerprints, holders = own_slots(hashed, SLOTS)
     assert (fingerprints >= 0).sum() == 1  # only (5, 6)
+    assert holders[fingerprints >= 0].tolist() == [2]
     assert document.tolist() == [0, 0, 1, 1]
 
 
@@ -140,7 +141,8 @@ def test_real_text_keeps_its_hashes_exact_in_the_graph() -> None:
                 fingerprints={n: np.full(1 << 18, -1, np.int32) for n in (2, 3)},
                 tables={n: np.zeros((1 << 18, 1), np.float32) for n in (2, 3)},
                 bias=np.zeros(1, np.float32),
-                out_of_fold=np.zeros((1, 1), np.float32),
+                whole=OutOfFold(np.zeros((1, 1), np.float32), np.zeros((1, 2), np.float32)),
+                crops=OutOfFold(np.zeros((1, 1), np.float32), np.zeros((1, 2), np.float32)),
             ),
             np.zeros((30_000, 8), np.float32),
         ),
