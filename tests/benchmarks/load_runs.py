@@ -21,6 +21,7 @@ FAULTS = {
     "bet_two_percent": {"fault": "fail", "from": "40", "every": "50"},
     "bet_wrong": {"fault": "wrong", "from": "40", "every": "50"},
     "bet_drift": {"fault": "drift", "from": "40", "every": "50"},
+    "bet_slow": {"fault": "slow", "from": "40", "every": "1"},
 }
 TEXTS, USERS = 20, 10
 
@@ -56,7 +57,7 @@ def write_ensemble(repository: Path, name: str, fault: dict[str, str]) -> None:
         f'name: "{name}" platform: "ensemble" max_batch_size: 64\n'
         'input { name: "text" data_type: TYPE_STRING dims: [ 1 ] }\n'
         f'output {{ name: "tokens" data_type: TYPE_INT32 dims: [ 1 ] }}\n{_OUTPUTS}'
-        + _parameters({"labels": json.dumps(["negative", "positive"])})
+        + _parameters({"labels": json.dumps(["negative", "positive"]), "max_text_bytes": "4096"})
         + 'ensemble_scheduling {\nstep { model_name: "bet_tokenizer" model_version: 1\n'
         'input_map { key: "text" value: "text" } output_map { key: "tokens" value: "tokens" } }\n'
         f'step {{ model_name: "{name}_classifier" model_version: 1\n'

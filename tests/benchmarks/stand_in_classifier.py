@@ -1,10 +1,11 @@
 """Second step: an answer that depends on the text alone, except where the configuration asks for a fault.
 
-From request `from` on, each `every`-th request fails (`fault` "fail"), says another class ("wrong"), or moves its
-probabilities by 1e-3 ("drift").
+From request `from` on, each `every`-th request fails (`fault` "fail"), says another class ("wrong"), moves its
+probabilities by 1e-3 ("drift"), or takes 50 ms with the instance to itself ("slow").
 """
 
 import json
+import time
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -26,6 +27,8 @@ class TritonPythonModel:
         faulty = self.fault and self.count >= self.begin and self.count % self.every == 0
         if faulty and self.fault == "fail":
             return pb_utils.InferenceResponse(error=pb_utils.TritonError("no memory left"))
+        if faulty and self.fault == "slow":
+            time.sleep(0.05)
         sizes = pb_utils.get_input_tensor_by_name(request, "tokens").as_numpy()
         positive = (0.2 + 0.6 * (sizes % 97) / 97).astype(np.float32)
         if faulty and self.fault == "wrong":

@@ -53,6 +53,17 @@ def test_without_a_server_the_command_ends_with_one_line_and_removes_the_old_rep
     assert not old.exists()
 
 
+def test_a_text_that_the_server_refuses_is_wrong_use_and_named(
+    benchmarks: Command, triton: serve.Server, tmp_path: Path, lenient: Path
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("short enough\n" + "far too long " * 1000 + "\n", encoding="utf-8")
+    run = benchmarks.load(triton.grpc_url, texts, lenient).finish()
+    assert run.process.returncode == 2, run.errors
+    assert "the server refuses text 2" in run.errors
+    assert "Traceback" not in run.errors
+
+
 def test_an_unknown_model_is_named(benchmarks: Command, triton: serve.Server, texts_file: Path, lenient: Path) -> None:
     run = benchmarks.load(triton.http_url, texts_file, lenient, "--protocol", "http", "--model", "bert").finish()
     assert run.process.returncode == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.judgement import Judgement, judge
@@ -35,7 +35,7 @@ def judged(
     alive: bool = True,
     slo: Slo = SLO,
 ) -> Judgement:
-    settings = LoadSettings("localhost:8001", users=users, rate=rate, duration=10.0, warm_up=0.0)
+    asked = LoadSettings("localhost:8001", users=users, rate=rate, duration=10.0, warm_up=0.0)
     measured = Measured.of(seen, 0.0, 10.0)
     counts = ModelCounts(requests=len(seen), failures=0, inferences=len(seen), executions=max(len(seen) // 2, 1))
     outcome = Outcome(
@@ -48,7 +48,7 @@ def judged(
         tokens={},
         locust_html="",
     )
-    result = judge(settings, TEXTS, slo, outcome)
+    result = judge(asked, TEXTS, slo, outcome)
     page = render(result, outcome)  # whatever was seen, there is a page of it
     assert "<b>" not in page.replace("<b>", "", 6), "a message reached the page unescaped"
     return result
@@ -151,6 +151,7 @@ def test_where_the_system_does_not_count_connections_nothing_is_claimed_of_them(
     assert judged(samples(1000), connections=None).standing == "holds"
 
 
+@settings(max_examples=40)  # each draws a whole page
 @given(
     count=st.integers(0, 60),
     faults=st.lists(st.sampled_from([None, WRONG_ANSWER, UNSENT, "DeadlineExceededError"]), min_size=60, max_size=60),

@@ -20,7 +20,7 @@ RATE, DURATION = 100, 4
 @pytest.fixture(scope="module")
 def runs(benchmarks: Command, triton: serve.Server, texts_file: Path, lenient: Path) -> dict[str, Run]:
     """One run over gRPC for each stand-in, all at once, since each leaves the machine mostly idle."""
-    names = ("bet", "bet_half_percent", "bet_two_percent", "bet_wrong", "bet_drift")
+    names = ("bet", "bet_half_percent", "bet_two_percent", "bet_wrong", "bet_drift", "bet_slow")
     pace = ("--rate", str(RATE), "--duration", str(DURATION))
     started = {
         name: benchmarks.load(triton.grpc_url, texts_file, lenient, "--model", name, *pace, "--json") for name in names
@@ -77,6 +77,17 @@ def test_the_same_label_with_another_probability_is_a_wrong_answer(runs: dict[st
     run = runs["bet_drift"]
     assert run.missed == {"wrong_answers"}
     assert "probability" in run.report["failures"]["WrongAnswer"]["first_message"]
+
+
+def test_a_server_slower_than_the_rate_is_the_servers_miss_and_its_queue_shows(runs: dict[str, Run]) -> None:
+    run = runs["bet_slow"]
+    assert run.process.returncode == 1
+    assert run.report["standing"] == "missed"
+    assert "the server answered too slowly" in run.report["problems"][0]
+    # It holds 20 of 100 requests/s: by the end, most of what was due had not been sent, and counts as waiting.
+    assert (run.values["offered"] or 1) < 0.5
+    assert (run.values["latency_p99"] or 0) > 1000 * DURATION / 2
+    assert run.values["error_rate"] == 0
 
 
 def test_a_stall_of_the_server_shows_in_the_tail_and_is_not_blamed_on_the_generator(
