@@ -25,6 +25,7 @@ from export.repository import DEFAULT_NAME, Names, classifier_config, parameters
 from export.rows import RowFiles, calibration_of, gate_texts, load_checkpoint
 from export.staged import StagedVersion
 from export.texts import GateText
+from export.torchscript import open_torchscript
 from train.calibration import Calibration
 from train.decision import Decision
 from verdict import Report
@@ -114,7 +115,7 @@ def in_process_parity(staged: StagedVersion, texts: Sequence[GateText]) -> Parit
     options = parameters(classifier_config(staged.names, len(labels)))
     with _one_thread():
         parity.check("joined", torch_executor(staged.classifier, labels))
-        parity.check("torchscript", torchscript_executor(torch.jit.load(staged.torchscript)))
+        parity.check("torchscript", torchscript_executor(open_torchscript(staged.torchscript)))
         parity.check("onnx", onnx_executor(open_session(staged.onnx, options)))
     return parity
 

@@ -168,13 +168,13 @@ class Parity:
         return {
             "texts": len(self.texts),
             "tolerances": TOLERANCES,
-            "sides": {s: {w: asdict(d) for w, d in ways.items()} for s, ways in self.differences.items()},
-            "largest_by_bucket": self.by_bucket,
+            "sides": {s: {w: _plain(asdict(d)) for w, d in ways.items()} for s, ways in self.differences.items()},
+            "largest_by_bucket": {side: _plain(buckets) for side, buckets in self.by_bucket.items()},
             "non_finite": self.non_finite,
             "worst": {
                 "side": side,
                 "way": way,
-                "difference": worst.probabilities,
+                "difference": _plain({"p": worst.probabilities})["p"],
                 "position": worst.worst,
                 "bucket": text.bucket,
                 "tokens": text.tokens,
@@ -186,6 +186,11 @@ class Parity:
         for side, ways in self.differences.items():
             for way, difference in ways.items():
                 yield side, way, difference
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """For JSON, which has no infinity: a difference that is not finite becomes null."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
 
 
 def _apart(reference: float, other: float) -> float:

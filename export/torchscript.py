@@ -74,6 +74,14 @@ def write_torchscript(classifier: ServedClassifier, labels: Sequence[str], path:
     scripted.save(path)
 
 
+def open_torchscript(path: Path) -> torch.jit.ScriptModule:
+    """Load a written file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch points to torch.export, which this backend has not
+        module: torch.jit.ScriptModule = torch.jit.load(path)
+    return module
+
+
 def _draws(node: torch.Node) -> bool:
     kind = node.kind()
     if kind == "aten::dropout":
