@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +107,28 @@ def test_a_saved_tokenizer_gives_the_same_ids_here_and_by_transformers(tokenizer
     assert theirs(texts, add_special_tokens=False)["input_ids"] == [
         tokenizer.encode(text, add_special_tokens=False).ids for text in texts
     ]
+
+
+def test_a_word_longer_than_forty_characters_is_one_unknown(tokenizer: Tokenizer) -> None:
+    assert UNK_ID not in _ids(tokenizer, "a" * 40)
+    assert _ids(tokenizer, "a" * 41) == [UNK_ID]
+
+
+def test_processes_forked_after_tokenising_finish() -> None:
+    # Megatron-Bridge 5328: the library's threads, then a fork, used to wait for each other for ever.
+    script = (
+        "import datasets, train.tokenizer as t\n"
+        "k = t.train_tokenizer(['a good film', 'a bad film'] * 20, 200)\n"
+        "t.encode(k, ['a film'] * 1000, 16, 4)\n"
+        "d = datasets.Dataset.from_dict({'text': ['a film'] * 64})\n"
+        "f = lambda rows: {'ids': [i.tolist() for i in t.encode(k, rows['text'], 16, 4)]}\n"
+        "print(len(d.map(f, batched=True, batch_size=16, num_proc=2, new_fingerprint='forked')[63]['ids']))\n"
+    )
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
+    assert done.stdout.strip() == "2", done.stderr
 
 
 def test_stored_truncation_and_padding_are_switched_off(tokenizer: Tokenizer, tmp_path: Path) -> None:
