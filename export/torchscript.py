@@ -7,6 +7,7 @@ model's Python. Hence both: `torch.jit.trace` for the classifier, `torch.jit.scr
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,7 @@ def write_torchscript(classifier: ServedClassifier, labels: Sequence[str], path:
             # Tracing warns of every Python number it keeps; the gate compares at many shapes, which is the real check.
             warnings.simplefilter("ignore")
             traced = torch.jit.trace(classifier.eval(), example_inputs(), check_trace=False)
+            _follow_the_input(traced)
             scripted = torch.jit.script(NamedAnswers(traced, list(labels), list(REASONS)))
             random = sorted({node.kind() for node in traced.inlined_graph.nodes() if _draws(node)})
     except (RuntimeError, TypeError) as error:
@@ -80,6 +82,28 @@ def open_torchscript(path: Path) -> torch.jit.ScriptModule:
         warnings.simplefilter("ignore", DeprecationWarning)  # torch points to torch.export, which this backend has not
         module: torch.jit.ScriptModule = torch.jit.load(path)
     return module
+
+
+def _follow_the_input(traced: torch.jit.ScriptModule) -> None:
+    """Make new tensors where the input is: a trace records the device it was made on, and would fail on another."""
+    module: Any
+    for module in traced.modules():
+        if not module._c._has_method("forward"):
+            continue  # never called by itself in the trace
+        graph = module.graph
+        recorded = [node for node in graph.nodes() if _is_device(node)]
+        if not recorded:
+            continue
+        tensor = next(value for value in graph.inputs() if value.type().isSubtypeOf(torch.TensorType.get()))
+        device = graph.create("prim::device", [tensor])
+        device.output().setType(torch.DeviceObjType.get())
+        graph.prependNode(device)
+        for node in recorded:
+            node.output().replaceAllUsesWith(device.output())
+
+
+def _is_device(node: torch.Node) -> bool:
+    return node.kind() == "prim::Constant" and node.output().type().kind() == "DeviceObjType"
 
 
 def _draws(node: torch.Node) -> bool:

@@ -171,6 +171,18 @@ def test_a_random_operator_is_found_inside_a_branch() -> None:
         check_deterministic(_graph(branch, 18))
 
 
+def test_no_device_of_the_exporting_machine_remains_in_the_trace(classifier: ServedClassifier, tmp_path: Path) -> None:
+    write_torchscript(classifier, LABELS, tmp_path / "model.pt")
+    graph = open_torchscript(tmp_path / "model.pt").inlined_graph
+    used = {
+        str(node.output().toIValue())
+        for node in graph.nodes()
+        if node.kind() == "prim::Constant" and node.output().type().kind() == "DeviceObjType" and node.output().uses()
+    }
+    assert not used
+    assert "prim::device" in {node.kind() for node in graph.nodes()}
+
+
 def test_a_model_that_drops_out_while_answering_is_refused(tmp_path: Path) -> None:
     class Restless(ServedClassifier):
         def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
