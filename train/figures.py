@@ -12,8 +12,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from train import metrics
 from train.answers import Answers, Group
@@ -21,7 +22,6 @@ from train.decision import Decision
 
 MODEL, BASELINE, BUDGET, INK = "#1f5fa8", "#8c8c8c", "#d1701a", "#333333"
 DASHED = (0, (4, 3))
-PERCENT = PercentFormatter(1, decimals=0, symbol=" %")
 _STYLE: Any = {
     "font.size": 10.0,
     "axes.titlesize": 11.0,
@@ -98,7 +98,7 @@ def _reliability(model: Answers, baseline: Answers, about: str) -> Figure:
     top.set(title=f"Reliability · {about}", ylabel="accuracy (95 % interval)")
     top.legend(loc="upper left")
     bottom.set(xlabel="confidence: probability of the answer", ylabel="share of rows", xlim=(least - 0.01, 1.01))
-    bottom.yaxis.set_major_formatter(PERCENT)
+    _in_percent(bottom.yaxis)
     return figure
 
 
@@ -128,8 +128,8 @@ def _accepted(model: Answers, baseline: Answers, decision: Decision, about: str)
         xlim=(0, 1.005),
         ylim=(0, max(0.06, highest * 1.08)),
     )
-    axes.xaxis.set_major_formatter(PERCENT)
-    axes.yaxis.set_major_formatter(PERCENT)
+    _in_percent(axes.xaxis)
+    _in_percent(axes.yaxis)
     axes.legend(loc="upper left")
     return figure
 
@@ -149,7 +149,7 @@ def _length(lengths: Sequence[Group], about: str) -> Figure:
     top.plot(place, among, **line, linestyle=DASHED, linewidth=1.2, label="BET, accepted answers only")
     highest = 1.3 * max(*high, *bar)  # room for the legend
     top.set(title=f"Length · {about}", ylabel="error (95 % interval)", ylim=(0, highest))
-    top.yaxis.set_major_formatter(PERCENT)
+    _in_percent(top.yaxis)
     top.legend(loc="upper left", ncols=3)
     bottom.plot(place, [group.total for group in lengths], **line, label="total")
     epistemic = [group.epistemic for group in lengths if group.epistemic is not None]
@@ -160,6 +160,11 @@ def _length(lengths: Sequence[Group], about: str) -> Figure:
     bottom.set_xticks(place, [group.name.removesuffix(" words") for group in lengths])
     bottom.legend(loc="upper left", ncols=2)
     return figure
+
+
+def _in_percent(axis: Axis) -> None:
+    axis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))  # no step of 2.5: whole numbers read faster
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
 
 
 def _save(figure: Figure, path: Path) -> Path:
