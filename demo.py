@@ -27,7 +27,7 @@ from typing import TextIO
 from preflight import port_fault
 from verdict import BUILD_FOLDER, Report, read_checks
 
-CHECKPOINT = BUILD_FOLDER / "checkpoint"
+CHECKPOINT = BUILD_FOLDER / "demo" / "checkpoint"  # its own, so that it may discard what older code made
 PRODUCTION = CHECKPOINT / "production"
 
 # Written for this demo: clearly good, clearly bad, divided, not a review, not a language.
@@ -50,7 +50,7 @@ def pipeline(demo: Demo, ports: dict[str, int], load_seconds: int) -> None:
     exporting = [Path("export"), Path("model_repository")]
     url = f"127.0.0.1:{ports['grpc']}"
 
-    demo.step("fit", "train fit --preset demo --resume --output", CHECKPOINT, decided_by=[*training, PRODUCTION])
+    demo.step("fit", "train fit --preset demo --resume --overwrite --output", CHECKPOINT, decided_by=[*training, PRODUCTION])
     demo.step("evaluate", "train evaluate", PRODUCTION, report="evaluate", decided_by=[*training, PRODUCTION])
     demo.step(
         "export", "export add", PRODUCTION, report="add", gate=True, decided_by=[*training, PRODUCTION, *exporting]

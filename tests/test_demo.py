@@ -45,8 +45,8 @@ if step == "serve":
     pathlib.Path("drained").touch()
     sys.exit(0)
 if step == "fit":
-    pathlib.Path("build/checkpoint/production").mkdir(parents=True, exist_ok=True)
-    pathlib.Path("build/checkpoint/production/model").write_text("weights")
+    pathlib.Path("build/demo/checkpoint/production").mkdir(parents=True, exist_ok=True)
+    pathlib.Path("build/demo/checkpoint/production/model").write_text("weights")
 if "kill the server" in told:
     os.kill(int(pathlib.Path("server.pid").read_text()), signal.SIGKILL)
 if "wait" in told:
@@ -193,7 +193,7 @@ def test_a_second_run_repeats_only_what_talks_to_the_server_and_says_what_was_ke
     [
         ("train/configs.yaml", ["fit", "evaluate", "add"]),
         ("requirements.lock", ["fit", "evaluate", "add"]),
-        ("build/checkpoint/production/model", ["fit"]),  # which makes it again as it was
+        ("build/demo/checkpoint/production/model", ["fit"]),  # which makes it again as it was
         ("build/evaluate/report.json", ["evaluate"]),
         ("export/graph.py", ["add"]),
         ("model_repository/bet/config.pbtxt", ["add"]),
@@ -210,7 +210,7 @@ def test_a_step_is_repeated_when_something_that_decides_it_changes(project, path
 
 def test_what_later_steps_leave_beside_the_checkpoint_does_not_repeat_the_training(project):
     project.run()
-    (project.folder / "build/checkpoint/baseline.npz").touch()
+    (project.folder / "build/demo/checkpoint/baseline.npz").touch()
     project.run()
     assert "fit" not in project.calls
 
@@ -238,7 +238,7 @@ def test_a_missed_target_is_a_result_that_decides_the_exit_status_alone(project,
 @pytest.mark.parametrize(
     ("step", "command"),
     [
-        ("evaluate", "python -m train evaluate build/checkpoint/production"),
+        ("evaluate", "python -m train evaluate build/demo/checkpoint/production"),
         ("verify", "python -m export verify bet --url"),
     ],
 )

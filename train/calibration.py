@@ -150,7 +150,7 @@ def calibrate(
             (1.0, components_of(model, fitting), target),
             (crop_weight, components_of(model, [crop(d, random) for d in fitting]), target),
         ],
-        around=_Around(evidence_scale=0.04, bias=0.08, variance=0.004),
+        around=_Around(evidence_scale=0.04, trunk_scale=0.02, bias=0.08, variance=0.004),
     )
     fitted = predict_ids(model, fitting)
     return score(
@@ -215,7 +215,7 @@ def start_posterior(
     fit_posterior(
         posterior,
         [(1.0, part(tables.whole), target), (crop_weight, part(tables.crops), target)],
-        around=_Around(evidence_scale=0.0, bias=0.0, variance=0.001),
+        around=_Around(evidence_scale=0.0, trunk_scale=0.0, bias=0.0, variance=0.001),
     )
 
 
@@ -224,6 +224,7 @@ class _Around:
     """Weights of the squared distance from the present values: normal priors, in nats a row."""
 
     evidence_scale: float
+    trunk_scale: float
     bias: float
     variance: float
 
@@ -243,6 +244,7 @@ def fit_posterior(
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = around.evidence_scale * (posterior.log_evidence_scale - centre["log_evidence_scale"]) ** 2
+        loss = loss + around.trunk_scale * (posterior.log_trunk_scale - centre["log_trunk_scale"]) ** 2
         loss = loss + around.bias * ((posterior.bias - centre["bias"]) ** 2).sum()
         loss = loss + around.variance * ((posterior.log_variance - centre["log_variance"]) ** 2).sum()
         for weight, components, label in parts:

@@ -153,6 +153,23 @@ def test_a_broken_graph_is_refused_and_nothing_enters_the_repository(  # noqa: P
     assert len(report["parity"]["worst"]["text"]) <= 80
 
 
+def test_a_tokenizer_step_that_breaks_its_contract_is_refused(
+    tiny_checkpoint: Path, good_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = tmp_path / "model.py"
+    step.write_text(
+        staged.TOKENIZER_STEP.read_text().replace('"input_ids", input_ids)', '"input_ids", input_ids.astype(np.int32))')
+    )
+    assert step.read_text() != staged.TOKENIZER_STEP.read_text()
+    monkeypatch.setattr(staged, "TOKENIZER_STEP", step)
+    monkeypatch.setattr(staged, "write_onnx", lambda classifier, labels, path, notes: shutil.copyfile(good_onnx, path))
+    assert add(tiny_checkpoint, tmp_path / "models") == 1
+    report = json.loads((tmp_path / "build" / "add" / "report.json").read_text())
+    assert "served_texts" in {check["name"] for check in report["checks"] if check["holds"] is False}
+    assert "bet" in report["served_error"]
+    assert not (tmp_path / "models" / "bet").exists()
+
+
 def test_a_nan_on_both_sides_is_no_agreement(
     tiny_checkpoint: Path,
     good_onnx: Path,

@@ -192,7 +192,7 @@ def test_a_preset_with_faults_lists_them_all(tmp_path: Path) -> None:
         Path("train/configs/demo.yaml")
         .read_text()
         .replace("vocab_size:", "vocabulary:")
-        .replace("epochs: 4", "epochs: many")
+        .replace("epochs: 3 ", "epochs: many ")
         .replace("hidden_size: 64", "hiden_size: 64")
         + "\nextra: {}\n"
     )
