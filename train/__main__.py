@@ -62,7 +62,13 @@ def _fit(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from train.evaluation import evaluate  # noqa: PLC0415
 
-    report = evaluate(options.checkpoint, data=options.data, cache_dir=options.cache_dir)
+    report = evaluate(
+        options.checkpoint,
+        data=options.data,
+        text_column=options.text_column,
+        label_column=options.label_column,
+        cache_dir=options.cache_dir,
+    )
     report.write()
     print(json.dumps(report.as_dict()) if options.json else report.table())
     return report.exit_status(report_only=options.report_only)
@@ -111,7 +117,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m train evaluate build/checkpoint/production",
     )
     evaluate.add_argument("checkpoint", type=Path, help="a production checkpoint folder")
-    evaluate.add_argument("--data", help="another corpus, whose test part is used")
+    evaluate.add_argument(
+        "--data",
+        metavar="imdb|FILE|HUB_NAME",
+        help="another corpus: its test part, or all of it without what was trained on",
+    )
+    evaluate.add_argument("--text-column", help="of that corpus (default: as in training)")
+    evaluate.add_argument("--label-column", help="of that corpus (default: as in training)")
     evaluate.add_argument("--report-only", action="store_true", help="exit 0 also where a check does not hold")
     evaluate.set_defaults(run=_evaluate)
 

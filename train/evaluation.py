@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers.utils.logging import disable_progress_bar
 
 from train import metrics
 from train.answers import Answers, Group, by_block, by_length, group_rows
@@ -61,6 +62,7 @@ def evaluate(
         DataError: if its corpus has changed, or `data` cannot be read or has other classes.
     """
     started = time.perf_counter()
+    disable_progress_bar()  # transformers draws one for loading a file that takes a blink
     loaded = load_production(checkpoint)
     provenance = loaded.provenance["data"]
     corpus = reload_corpus(provenance, cache_dir)
