@@ -50,7 +50,9 @@ def pipeline(demo: Demo, ports: dict[str, int], load_seconds: int) -> None:
     exporting = [Path("export"), Path("model_repository")]
     url = f"127.0.0.1:{ports['grpc']}"
 
-    demo.step("fit", "train fit --preset demo --resume --overwrite --output", CHECKPOINT, decided_by=[*training, PRODUCTION])
+    demo.step(
+        "fit", "train fit --preset demo --resume --overwrite --output", CHECKPOINT, decided_by=[*training, PRODUCTION]
+    )
     demo.step("evaluate", "train evaluate", PRODUCTION, report="evaluate", decided_by=[*training, PRODUCTION])
     demo.step(
         "export", "export add", PRODUCTION, report="add", gate=True, decided_by=[*training, PRODUCTION, *exporting]

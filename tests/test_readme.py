@@ -38,7 +38,13 @@ def commands(name: str, **ports: str) -> list[str]:
 
 def run(command: str, folder: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment(), capture_output=True, text=True, timeout=SECONDS, check=False
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
     )
     assert done.returncode == status, f"{command}\n{done.stdout}\n{done.stderr}"
     return done

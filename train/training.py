@@ -128,7 +128,7 @@ def train_trunk(
     for reason in passed_over:
         _log.warning("passed over: %s", reason)
     if resume:
-        _log.info("resuming from %s", newest or "step 0: no rolling checkpoint was written yet")
+        _log.info("resuming from %s", newest) if newest else _log.info("no rolling checkpoint yet: starting at step 0")
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     best = milestones.best()
     if best is None:
