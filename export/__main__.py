@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     disable_progress_bar()  # transformers draws one for loading a file that takes a blink
     try:
         return int(options.run(options))
-    except (ExportError, TrainError) as error:
+    except (ExportError, TrainError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -26,7 +26,6 @@ from export.rows import RowFiles, calibration_of, gate_texts, load_checkpoint
 from export.staged import StagedVersion
 from export.texts import GateText
 from export.torchscript import open_torchscript
-from train.calibration import Calibration
 from train.decision import Decision
 from verdict import Report
 
@@ -81,7 +80,9 @@ def add(options: AddOptions) -> Added:
         checkpoint = load_checkpoint(options.checkpoint)
         versions.require_same_labels(options.repository, names, checkpoint.label_names)
         calibration = calibration_of(checkpoint, options.files)
-        decision = clear_of_rows(calibration.decide(options.max_error, options.confidence), calibration)
+        decision = clear_of_rows(
+            calibration.decide(options.max_error, options.confidence), calibration.true_probability
+        )
     if decision.message:
         _log.warning("%s", decision.message)
     with timer.stage("texts", "choosing the texts of the gate"):
@@ -96,7 +97,12 @@ def add(options: AddOptions) -> Added:
             parity = in_process_parity(staged, texts)
         if _holds(parity):
             with timer.stage("served", "comparing the live Triton with PyTorch"):
-                served_parity(staged, parity, report, texts)
+                try:
+                    served_parity(staged, parity, report, texts)
+                except GateError as error:
+                    _log.error("%s", error)
+                    report.add("served_texts", 0, "texts", f"== {len(texts)}")
+                    report.details["served_error"] = str(error)
         parity.add_to(report)
         for stage, seconds in timer.seconds.items():
             report.add(f"seconds_{stage}", seconds, "s")
@@ -135,17 +141,17 @@ def served_parity(staged: StagedVersion, parity: Parity, report: Report, texts: 
         raise GateError(f"the staged version could not be served: {error}") from error
     parity.add("served", onnx.answers)
     parity.add("served_torchscript", scripted.answers)
-    report.add("served_texts", len(texts), "texts", None)
+    report.add("served_texts", len(texts), "texts", f"== {len(texts)}")
     report.add("token_count_flips", onnx.miscounted + scripted.miscounted, "answers", "== 0")
     report.add("mean_batch_size", onnx.joined_rows / max(onnx.joined_executions, 1), "rows", "> 1")
 
 
-def clear_of_rows(decision: Decision, calibration: Calibration) -> Decision:
+def clear_of_rows(decision: Decision, true_probability: Sequence[float]) -> Decision:
     """Move the conformal threshold half-way to the next row's score.
 
     It is the score of one row, which another runtime rounds to either side. No calibration row is decided differently.
     """
-    above = [score for p in calibration.true_probability if (score := 1 - p) > decision.conformal_threshold]
+    above = [score for p in true_probability if (score := 1 - p) > decision.conformal_threshold]
     if decision.conformal_threshold >= 1 or not above:
         return decision
     return replace(decision, conformal_threshold=(decision.conformal_threshold + min(above)) / 2)

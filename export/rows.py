@@ -107,6 +107,8 @@ def calibration_of(checkpoint: Checkpoint, files: RowFiles) -> Calibration:
         np.array(labels, dtype=np.int64),
         novelty_threshold=checkpoint.calibration.novelty_threshold,
         novelty_quantile=checkpoint.calibration.novelty_quantile,
+        fitting_total=checkpoint.calibration.fitting_total,
+        fitting_correct=checkpoint.calibration.fitting_correct,
     )
 
 

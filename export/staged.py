@@ -26,7 +26,7 @@ from train.decision import Decision
 from train.fit import git_commit
 from verdict import Report
 
-_TOKENIZER_STEP = Path(__file__).parent.parent / "model_repository" / f"{DEFAULT_NAME}_tokenizer" / "model.py"
+TOKENIZER_STEP = Path(__file__).parent.parent / "model_repository" / f"{DEFAULT_NAME}_tokenizer" / "model.py"
 _VERSION = 1  # the number in the staging folder; the repository gives the final one
 
 
@@ -63,7 +63,7 @@ class StagedVersion:
             (self.folder / model / str(_VERSION)).mkdir(parents=True)
         tokenizer = self.folder / self.names.tokenizer / str(_VERSION)
         shutil.copyfile(self.checkpoint.path / "tokenizer.json", tokenizer / "tokenizer.json")
-        shutil.copyfile(_TOKENIZER_STEP, tokenizer / "model.py")
+        shutil.copyfile(TOKENIZER_STEP, tokenizer / "model.py")
         notes = {
             "checkpoint": sha256_of(self.checkpoint.path / "files.json"),
             "decision": json.dumps(self.decision.as_dict()),
@@ -92,7 +92,7 @@ class StagedVersion:
         self.manifest["parity"] = {check.name: check.value for check in report.checks if check.target is not None}
         if not (repository / self.names.tokenizer / "model.py").exists():
             (repository / self.names.tokenizer).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(_TOKENIZER_STEP, repository / self.names.tokenizer / "model.py")
+            shutil.copyfile(TOKENIZER_STEP, repository / self.names.tokenizer / "model.py")
         return versions.install(repository, self.names, self.folder, _VERSION, self.manifest)
 
     def _probe(self) -> dict[str, Any]:

@@ -9,8 +9,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from export.add import clear_of_rows
 from export.errors import GraphError
 from export.graph import FILL, ServedClassifier, example_inputs
 from export.onnx_format import check_deterministic, check_loadable, open_session, write_onnx
@@ -191,6 +194,21 @@ def test_a_model_that_drops_out_while_answering_is_refused(tmp_path: Path) -> No
 
     with pytest.raises(GraphError, match="random numbers"):
         write_torchscript(Restless(three_class_model(), decision()), LABELS, tmp_path / "model.pt")
+
+
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=1, max_size=60),
+    st.integers(0, 59),
+)
+def test_the_conformal_threshold_leaves_its_row_and_decides_every_row_as_before(
+    scores: list[float], place: int
+) -> None:
+    chosen = 1 - scores[place % len(scores)]
+    moved = clear_of_rows(decision(conformal=chosen), scores).conformal_threshold
+    assert [1 - p <= moved for p in scores] == [1 - p <= chosen for p in scores]
+    above = [1 - p for p in scores if 1 - p > chosen]
+    if chosen < 1 and above and min(above) - chosen > 1e-9:
+        assert moved not in [1 - p for p in scores]
 
 
 def test_the_example_has_rows_of_different_lengths_and_fill() -> None:
