@@ -38,7 +38,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     if vocab_size < _SMALLEST_VOCABULARY:
         raise ConfigError(f"vocab_size {vocab_size} cannot hold an alphabet; give at least {_SMALLEST_VOCABULARY}")
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNK, max_input_chars_per_word=40))
+    tokenizer = Tokenizer(_word_pieces())
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.Replace(Regex(r"<br\s*/?>"), " "),
@@ -52,6 +52,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() <= 2:
         raise DataError("the training texts hold no character that occurs twice, so no vocabulary can be learnt")
+    # The library finds the same pieces every time and numbers them in the order of a randomly seeded hash map; sorted,
+    # the same texts give the same file, and the same seed the same model.
+    pieces = sorted(piece for piece in tokenizer.get_vocab() if piece not in (PAD, UNK))
+    tokenizer.model = _word_pieces({piece: i for i, piece in enumerate([PAD, UNK, *pieces])})
     return _plain(tokenizer)
 
 
@@ -108,6 +112,10 @@ def encode(tokenizer: Tokenizer, texts: list[str], max_length: int, head_length:
         raise ConfigError(f"the tokenizer has no {UNK} token, so a text without any token would have no id")
     rows = (encoding.ids or [empty] for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
     return [np.array(_cut(ids, max_length, head_length), dtype=np.int64) for ids in rows]
+
+
+def _word_pieces(vocabulary: dict[str, int] | None = None) -> models.WordPiece:
+    return models.WordPiece(vocab=vocabulary or {}, unk_token=UNK, max_input_chars_per_word=40)
 
 
 def _cut(ids: list[int], max_length: int, head_length: int) -> list[int]:
