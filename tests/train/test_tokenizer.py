@@ -49,8 +49,9 @@ def test_the_special_tokens_have_the_first_ids(tokenizer: Tokenizer) -> None:
     assert tokenizer.get_vocab_size() == 2_000
 
 
-def test_the_same_texts_give_the_same_file(tokenizer: Tokenizer) -> None:
-    assert train_tokenizer(load_corpus(limit=300).train.texts, 2_000).to_str() == tokenizer.to_str()
+def test_pieces_are_numbered_in_an_order_that_does_not_depend_on_the_run(tokenizer: Tokenizer) -> None:
+    pieces = [tokenizer.id_to_token(i) for i in range(2, tokenizer.get_vocab_size())]
+    assert pieces == sorted(pieces)
 
 
 def test_line_breaks_of_the_web_are_white_space(tokenizer: Tokenizer) -> None:
