@@ -52,8 +52,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() <= 2:
         raise DataError("the training texts hold no character that occurs twice, so no vocabulary can be learnt")
-    # The library numbers the pieces in the order of a randomly seeded hash map; sorted, the default corpus gives the same
-    # file every time. (Pieces that tie in frequency at the end of a small vocabulary may still differ.)
+    # The library numbers the pieces in the order of a randomly seeded hash map; sorted, the default corpus gives the
+    # same file every time. (Pieces that tie in frequency at the end of a small vocabulary may still differ.)
     pieces = sorted(piece for piece in tokenizer.get_vocab() if piece not in (PAD, UNK))
     tokenizer.model = _word_pieces({piece: i for i, piece in enumerate([PAD, UNK, *pieces])})
     return _plain(tokenizer)
