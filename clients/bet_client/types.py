@@ -42,7 +42,7 @@ class Prediction:
     prediction_set: tuple[str, ...] | None
     """The classes that cannot be excluded at the exported confidence."""
     tokens: int | None
-    """Tokens that the model read."""
+    """Tokens of the text; where it was cut, more than the model read."""
     truncated: bool | None
     """Whether the text was longer than the model reads, and cut."""
     diagnostics: Diagnostics | None = None

@@ -51,16 +51,16 @@ def digamma(x: Tensor) -> Tensor:
 def normal_nodes(columns: int, nodes: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Nodes [Q, columns] and weights [Q] that integrate over a standard normal.
 
-    One column: Gauss-Hermite quadrature. More: 8 * `nodes` scrambled Sobol points (fixed seed) and their mirror images,
-    so that odd moments vanish exactly.
+    One column: Gauss-Hermite quadrature. More: at least 4 * `nodes` scrambled Sobol points (fixed seed) and their mirror
+    images, whitened, so that odd moments vanish and second moments are exact.
     """
     if columns == 1:
         x, w = np.polynomial.hermite_e.hermegauss(nodes)
         return x[:, None].astype(np.float32), (w / w.sum()).astype(np.float32)
-    count = 1 << int(np.ceil(np.log2(4 * nodes)))
+    count = 1 << int(np.ceil(np.log2(max(4 * nodes, 2 * columns))))
     points = norm.ppf(qmc.Sobol(columns, seed=0).random(count).clip(1e-6, 1 - 1e-6))
     points = np.concatenate([points, -points])
-    points = points / points.std(0)
+    points = points @ np.linalg.inv(np.linalg.cholesky(points.T @ points / len(points))).T
     return points.astype(np.float32), np.full(len(points), 1 / len(points), np.float32)
 
 
