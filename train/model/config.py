@@ -32,7 +32,8 @@ class BetConfig(PretrainedConfig):
         token_dropout: share of tokens replaced by [UNK] in training.
         rotary_base: base of the rotary frequencies. Segments are short, so the usual 10,000 would waste half of them.
         noise_nodes: nodes at which the logit's normal distribution is integrated; two classes use Gauss-Hermite
-            quadrature (exact for smooth functions at nine), more classes quasi-random points, eight times as many or more.
+            quadrature (exact for smooth functions at nine), more classes at least eight times as many quasi-random
+            points.
         budget_gap, budget_epsilon: constants of the evidence budget (see `train.model.budget`).
         order_seed: seed of the fixed segment orders.
 

@@ -51,8 +51,8 @@ def digamma(x: Tensor) -> Tensor:
 def normal_nodes(columns: int, nodes: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Nodes [Q, columns] and weights [Q] that integrate over a standard normal.
 
-    One column: Gauss-Hermite quadrature. More: at least 4 * `nodes` scrambled Sobol points (fixed seed) and their mirror
-    images, whitened, so that odd moments vanish and second moments are exact.
+    One column: Gauss-Hermite quadrature. More: at least 4 * `nodes` scrambled Sobol points (fixed seed) and their
+    mirror images, whitened, so that odd moments vanish and second moments are exact.
     """
     if columns == 1:
         x, w = np.polynomial.hermite_e.hermegauss(nodes)
