@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from train.decision import Decision
 from train.model import BetForSequenceClassification
-
-FILL = -1  # the tokenizer step fills the rows of a request up with it; no text can produce it
+from train.model.segments import FILL
 
 
 class ServedClassifier(nn.Module):

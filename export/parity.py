@@ -16,10 +16,11 @@ import onnxruntime
 import torch
 
 from export.answers import Answers, Difference, Floats, compare
-from export.graph import FILL, ServedClassifier
+from export.graph import ServedClassifier
 from export.outputs import CLASSIFIER_OUTPUTS, REASONS
 from export.texts import GateText, Ids
 from train.metrics import nll
+from train.model.segments import FILL
 from verdict import Report
 
 TOLERANCES = {

@@ -1,9 +1,9 @@
 """Calibration on rows that selected nothing else.
 
-The calibration part is cut in two, alternately per class. The first half fits the posterior's few numbers and the
-novelty quantile, and chooses where the test of an error budget begins; the second half is only scored, and error budget
-and prediction sets are proven on its scores. They travel with the checkpoint, so that `export add --max-error` can
-choose another budget without the data.
+The calibration part is cut in two. Every fourth row of a class fits the posterior's few numbers and the novelty
+quantile, and chooses where the test of an error budget begins; the others are only scored, and error budget and
+prediction sets are proven on their scores. They travel with the checkpoint, so that `export add --max-error` can choose
+another budget without the data.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def calibrate(
     novelty_quantile: float,
     seed: int,
 ) -> Calibration:
-    """Fit the model's posterior in place on the first half of the rows and score the second half.
+    """Fit the model's posterior in place on a quarter of the rows and score the others.
 
     Args:
         model: its trunk and evidence stay as they are.
@@ -137,9 +137,9 @@ def calibrate(
         seed: of the crops.
 
     Raises:
-        CalibrationError: if a class is missing from either half.
+        CalibrationError: if a class is missing from either.
     """
-    fit_rows, score_rows = _halves(labels)
+    fit_rows, score_rows = fitting_and_scoring(labels)
     _every_class(labels[fit_rows], labels[score_rows], model.config.label_names)
     random = np.random.default_rng(seed)
     fitting = [documents[i] for i in fit_rows]
@@ -150,7 +150,7 @@ def calibrate(
             (1.0, components_of(model, fitting), target),
             (crop_weight, components_of(model, [crop(d, random) for d in fitting]), target),
         ],
-        around=_Around(evidence_scale=0.04, trunk_scale=0.02, bias=0.08, variance=0.004),
+        around=_Around(evidence_scale=0.08, trunk_scale=0.04, bias=0.16, variance=0.008),
     )
     fitted = predict_ids(model, fitting)
     return score(
@@ -259,13 +259,16 @@ def fit_posterior(
     _log.info("posterior: %s", {k: np.round(v.numpy(), 3).tolist() for k, v in posterior.named_parameters()})
 
 
-def _halves(labels: npt.NDArray[np.int64]) -> tuple[Ids, Ids]:
-    """Two halves as indices, every other row of each class, so that both see every source (neighbours often share one).
+def fitting_and_scoring(labels: npt.NDArray[np.int64]) -> tuple[Ids, Ids]:
+    """Indices of the rows that fit (every fourth of a class) and of those that are only scored.
 
-    Contiguous halves gave a fit .0014 nats worse on 12 splits, since each saw half of the sources.
+    Alternating, both see every source, of which neighbouring rows often are; contiguous halves gave a fit .0012 nats
+    worse on 12 splits. A quarter is enough for a fit that starts where the training part left it, and the error budget
+    needs the rows: with half of them, 18 errors stood among the accepted of one half and 29 among those of the other.
     """
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    return np.concatenate([m[0::2] for m in members]), np.concatenate([m[1::2] for m in members])
+    fit = np.concatenate([m[0::4] for m in members])
+    return fit, np.setdiff1d(np.arange(len(labels)), fit)
 
 
 def _every_class(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], names: tuple[str, ...]) -> None:

@@ -94,7 +94,7 @@ def assign(
     """
     if fold not in range(FOLDS):
         raise DataError(f"fold {fold} does not exist; choose 0 to {FOLDS - 1}")
-    needed = 2 * BLOCKS // held_out_blocks  # two rows of it in calibration, which is halved again
+    needed = 2 * BLOCKS // held_out_blocks  # two rows of it in calibration, of which one fits and one is scored
     counts = np.bincount(labels, minlength=len(names))
     small = [f"{name!r} has {count}" for name, count in zip(names, counts, strict=True) if count < needed]
     if small:

@@ -15,12 +15,13 @@ from onnx import TensorProto, helper
 
 from export.add import clear_of_rows
 from export.errors import GraphError
-from export.graph import FILL, ServedClassifier, example_inputs
+from export.graph import ServedClassifier, example_inputs
 from export.onnx_format import check_deterministic, check_loadable, open_session, write_onnx
 from export.outputs import CLASSIFIER_OUTPUTS, REASONS, TENSORS
 from export.torchscript import open_torchscript, write_torchscript
 from train.decision import Decision
 from train.model import BetConfig, BetForSequenceClassification
+from train.model.segments import FILL
 
 NAMES = [output.name for output in CLASSIFIER_OUTPUTS]
 LABELS = ("schlecht", "mäßig", "極好")  # names travel inside the graph, in any script
