@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 from transformers.utils.logging import disable_progress_bar
 
 from export import versions
-from export.add import GATE_TEXTS, AddOptions, add
+from export.add import GATE_TEXTS, PADDED_GATE_TEXTS, AddOptions, add
 from export.control import promote, rollback
 from export.errors import ExportError
 from export.repository import DEFAULT_NAME, Names
@@ -54,6 +54,7 @@ def _add(options: argparse.Namespace) -> int:
             max_error=options.max_error,
             confidence=options.confidence,
             gate_texts=options.gate_texts,
+            max_tokens=options.max_tokens,
         )
     )
     where = options.repository / Names(options.name).classifier
@@ -145,16 +146,24 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(
         commands, "add", _add, "export a checkpoint, compare, and move it in", "build/checkpoint/production"
     )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a production folder written by `train`")
+    command.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a production folder of `train`, or a fine-tuned Hugging Face sequence classifier",
+    )
     command.add_argument("--name", default=DEFAULT_NAME, help="name to serve it under (default: %(default)s)")
     command.add_argument("--calibration", type=Path, metavar="FILE", help="labelled rows to take the decision on")
     command.add_argument("--max-error", type=float, default=0.05, help="error budget of accepted answers (%(default)s)")
     command.add_argument("--confidence", type=float, default=0.95, help="of that budget (default: %(default)s)")
-    _gate_options(command, GATE_TEXTS)
+    command.add_argument(
+        "--max-tokens", type=int, metavar="N", help="tokens to read of a text, where the architecture states no limit"
+    )
+    _gate_options(command, None, f"{GATE_TEXTS}, or {PADDED_GATE_TEXTS} for Hugging Face")
 
     command = _command(commands, "verify", _verify, "compare a running server with the pinned version", "bet")
     command.add_argument("name", metavar="NAME")
-    _gate_options(command, VERIFY_TEXTS)
+    _gate_options(command, VERIFY_TEXTS, str(VERIFY_TEXTS))
     _server_options(command, "the server to compare (default: Triton's port of the protocol on this machine)")
     command.add_argument("--report-only", action="store_true", help="exit with 0 even if a check does not hold")
 
@@ -192,11 +201,11 @@ def _command(
     return command
 
 
-def _gate_options(command: argparse.ArgumentParser, count: int) -> None:
+def _gate_options(command: argparse.ArgumentParser, count: int | None, said: str) -> None:
     command.add_argument("--texts", type=Path, metavar="FILE", help="texts to compare on (CSV, JSONL or Parquet)")
     command.add_argument("--text-column", default="text", help="in FILE (default: %(default)s)")
     command.add_argument("--label-column", default="label", help="in FILE (default: %(default)s)")
-    command.add_argument("--gate-texts", type=int, default=count, metavar="N", help="texts to compare (%(default)s)")
+    command.add_argument("--gate-texts", type=int, default=count, metavar="N", help=f"texts to compare ({said})")
 
 
 def _server_options(command: argparse.ArgumentParser, what: str) -> None:

@@ -1,4 +1,4 @@
-"""`export add`: a production checkpoint becomes a version, or is refused with the numbers that say why.
+"""`export add`: a checkpoint becomes a version, or is refused with the numbers that say why.
 
 checkpoint → decision → graphs in a folder beside the repository → gate in process → that folder served by the real
 Triton → gate on its answers → manifest → moved in whole and pinned. Nothing enters the repository before the last step.
@@ -17,19 +17,20 @@ import torch
 
 import serve
 from export import served, versions
-from export.answers import reference_answers
+from export.checkpoints import gate_texts, load_checkpoint
 from export.errors import GateError, RepositoryError
 from export.onnx_format import open_session
-from export.parity import Parity, onnx_executor, torch_executor, torchscript_executor
+from export.parity import Parity, onnx_executor, tolerances_of, torch_executor, torchscript_executor
 from export.repository import DEFAULT_NAME, Names, classifier_config, parameters
-from export.rows import RowFiles, calibration_of, gate_texts, load_checkpoint
+from export.rows import RowFiles
 from export.staged import StagedVersion
 from export.texts import GateText
 from export.torchscript import open_torchscript
-from train.decision import Decision
+from train.decision import Decision, rows_to_prove
 from verdict import Report
 
 GATE_TEXTS = 504  # 72 in each of seven length buckets; the contract asks for 500
+PADDED_GATE_TEXTS = 63  # 9 in each: a six-layer encoder takes as long for one text at the limit as BET for a hundred
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +44,8 @@ class AddOptions:
     files: RowFiles = field(default_factory=RowFiles)
     max_error: float = 0.05
     confidence: float = 0.95
-    gate_texts: int = GATE_TEXTS
+    gate_texts: int | None = None  # by default as many as the kind of checkpoint allows in reasonable time
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,20 +79,23 @@ def add(options: AddOptions) -> Added:
     names = Names(checked_name(options.name))
     timer = _Timer()
     with timer.stage("load", f"loading {options.checkpoint}"):
-        checkpoint = load_checkpoint(options.checkpoint)
-        versions.require_same_labels(options.repository, names, checkpoint.label_names)
-        calibration = calibration_of(checkpoint, options.files)
+        least = rows_to_prove(options.max_error, options.confidence)
+        checkpoint = load_checkpoint(options.checkpoint, options.max_tokens)
+        versions.require_same_answers(options.repository, names, checkpoint.label_names, checkpoint.kind)
+    with timer.stage("calibration", "deciding on calibration rows"):
+        calibration = checkpoint.calibrate(options.files, least)
         decision = clear_of_rows(
             calibration.decide(options.max_error, options.confidence), calibration.true_probability
         )
     if decision.message:
         _log.warning("%s", decision.message)
     with timer.stage("texts", "choosing the texts of the gate"):
-        texts = gate_texts(checkpoint, options.files, options.gate_texts)
+        count = options.gate_texts or (PADDED_GATE_TEXTS if checkpoint.kind.padded else GATE_TEXTS)
+        texts = gate_texts(checkpoint, options.files, count)
     report = Report("add")
     report.details["decision"] = decision.as_dict()
     with versions.staging_folder(options.repository) as staging:
-        staged = StagedVersion(staging, names, checkpoint, decision)
+        staged = StagedVersion(staging, names, checkpoint, decision, options.files)
         with timer.stage("graphs", "writing ONNX and TorchScript"):
             staged.write()
         with timer.stage("parity", f"comparing both with PyTorch on {len(texts)} texts, alone and joined"):
@@ -116,12 +121,13 @@ def add(options: AddOptions) -> Added:
 def in_process_parity(staged: StagedVersion, texts: Sequence[GateText]) -> Parity:
     """Compare joined PyTorch, TorchScript and ONNX Runtime with the model on each text alone."""
     checkpoint = staged.checkpoint
-    labels = checkpoint.label_names
-    parity = Parity(reference_answers(checkpoint.model, staged.decision, labels, [text.ids for text in texts]), texts)
-    options = parameters(classifier_config(staged.names, len(labels)))
+    labels, kind = checkpoint.label_names, checkpoint.kind
+    options = parameters(classifier_config(staged.names, len(labels), kind=kind))
     with _one_thread():
-        parity.check("joined", torch_executor(staged.classifier, labels))
-        parity.check("torchscript", torchscript_executor(open_torchscript(staged.torchscript)))
+        reference = checkpoint.answers(staged.decision, [text.ids for text in texts])
+        parity = Parity(reference, texts, tolerances_of(kind))
+        parity.check("joined", torch_executor(staged.classifier, kind, labels))
+        parity.check("torchscript", torchscript_executor(open_torchscript(staged.torchscript), kind))
         parity.check("onnx", onnx_executor(open_session(staged.onnx, options)))
     return parity
 
@@ -132,7 +138,7 @@ def served_parity(staged: StagedVersion, parity: Parity, report: Report, texts: 
     Raises:
         GateError: if the server does not come up or does not answer.
     """
-    limit = staged.checkpoint.model.config.max_tokens
+    limit = staged.checkpoint.encoder.max_length
     try:
         with serve.start(staged.folder, timeout=180) as server:
             onnx = served.ask(server.grpc_url, staged.names, "grpc", texts, limit)
@@ -143,7 +149,9 @@ def served_parity(staged: StagedVersion, parity: Parity, report: Report, texts: 
     parity.add("served_torchscript", scripted.answers)
     report.add("served_texts", len(texts), "texts", f"== {len(texts)}")
     report.add("token_count_flips", onnx.miscounted + scripted.miscounted, "answers", "== 0")
-    report.add("mean_batch_size", onnx.joined_rows / max(onnx.joined_executions, 1), "rows", "> 1")
+    # On a CPU a padded model executes requests one by one; see the reasons in its configuration.
+    joined = "<= 1" if staged.checkpoint.kind.padded else "> 1"
+    report.add("mean_batch_size", onnx.joined_rows / max(onnx.joined_executions, 1), "rows", joined)
 
 
 def clear_of_rows(decision: Decision, true_probability: Sequence[float]) -> Decision:

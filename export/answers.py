@@ -1,25 +1,18 @@
 """Answers of many texts from any side of the gate, and how two sides differ.
 
-PyTorch, TorchScript, ONNX Runtime and the live server all end in one `Answers`. The reference is the model itself, on
-each text alone, with the decision taken here from its thresholds and not by the exported graph, so that a mistake in
-the graph's own decision shows as well.
+PyTorch, TorchScript, ONNX Runtime and the live server all end in one `Answers`. An output that a kind of classifier
+does not have is None on every side; one that a single side lacks counts as infinitely far.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from export.outputs import REASONS
-from export.texts import Ids
-from train.decision import Decision
-from train.model import BetForSequenceClassification
-from train.prediction import pack
 
 Floats = NDArray[np.float32]
 
@@ -31,14 +24,14 @@ class Answers:
     label: NDArray[np.str_]  # [N]
     probabilities: Floats  # [N, C]
     total: Floats  # [N] nats
-    aleatoric: Floats  # [N] nats
-    epistemic: Floats  # [N] nats
     review: NDArray[np.bool_]  # [N]
     reason: NDArray[np.str_]  # [N]
     prediction_set: NDArray[np.bool_]  # [N, C]
-    concentration: Floats  # [N, C]
-    order_dispersion: Floats  # [N]
-    evidence_budget: NDArray[np.int32]  # [N]
+    aleatoric: Floats | None = None  # [N] nats
+    epistemic: Floats | None = None  # [N] nats
+    concentration: Floats | None = None  # [N, C]
+    order_dispersion: Floats | None = None  # [N]
+    evidence_budget: NDArray[np.int32] | None = None  # [N]
 
     def __len__(self) -> int:
         return len(self.label)
@@ -46,52 +39,26 @@ class Answers:
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Answers:
         """These rows, in this order."""
         index = np.asarray(rows, dtype=np.int64)
-        return Answers(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+        return Answers(**{name: values[index] for name, values in self.given().items()})
+
+    def given(self) -> dict[str, NDArray[Any]]:
+        """The outputs that there are, by name."""
+        return {field.name: values for field in fields(self) if (values := getattr(self, field.name)) is not None}
 
     @staticmethod
-    def of_outputs(outputs: Sequence[Any]) -> Answers:
-        """From a graph's outputs in their order, each an array or tensor [R, 1] or [R, C], or a list of R names."""
+    def of_outputs(names: Sequence[str], outputs: Sequence[Any]) -> Answers:
+        """From a graph's outputs and their names, each an array or tensor [R, 1] or [R, C], or a list of R names."""
         values: dict[str, Any] = {}
-        for field, output in zip(fields(Answers), outputs, strict=True):
-            array = np.array(output, dtype=np.str_) if field.name in ("label", "reason") else np.asarray(output)
-            per_class = field.name in ("probabilities", "prediction_set", "concentration")
-            values[field.name] = array if per_class else array.reshape(-1)
+        for name, output in zip(names, outputs, strict=True):
+            array = np.array(output, dtype=np.str_) if name in ("label", "reason") else np.asarray(output)
+            per_class = name in ("probabilities", "prediction_set", "concentration")
+            values[name] = array if per_class else array.reshape(-1)
         return Answers(**values)
 
     @staticmethod
     def joined(parts: Sequence[Answers]) -> Answers:
         """All rows of the parts, one after the other."""
-        return Answers(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Answers)})
-
-
-@torch.no_grad()
-def reference_answers(
-    model: BetForSequenceClassification, decision: Decision, labels: Sequence[str], documents: Sequence[Ids]
-) -> Answers:
-    """The model's own answers, each text alone, in eager PyTorch."""
-    parts = []
-    for document in documents:
-        p = model.predict(*pack([document]))
-        total, epistemic = p.total.numpy(), p.epistemic.numpy()
-        uncertain = ~(total <= np.float32(decision.risk_threshold))
-        unfamiliar = ~(epistemic <= np.float32(decision.novelty_threshold))
-        probabilities = p.probabilities.numpy()
-        parts.append(
-            Answers(
-                label=np.array(labels, dtype=np.str_)[probabilities.argmax(1)],
-                probabilities=probabilities,
-                total=total,
-                aleatoric=p.aleatoric.numpy(),
-                epistemic=epistemic,
-                review=uncertain | unfamiliar,
-                reason=np.where(uncertain, REASONS[1], np.where(unfamiliar, REASONS[2], REASONS[0])),
-                prediction_set=(1 - probabilities) <= np.float32(decision.conformal_threshold),
-                concentration=p.concentration.numpy(),
-                order_dispersion=p.order_dispersion.numpy(),
-                evidence_budget=p.evidence_budget.numpy().astype(np.int32),
-            )
-        )
-    return Answers.joined(parts)
+        return Answers(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in parts[0].given()})
 
 
 @dataclass(frozen=True)
@@ -100,9 +67,9 @@ class Difference:
 
     probabilities: float  # largest |Δp|
     uncertainty: float  # largest difference of total, aleatoric or epistemic, nats
-    concentration: float  # largest relative difference
-    order_dispersion: float  # largest difference
-    evidence_budget: float  # largest difference, orders
+    concentration: float | None  # largest relative difference
+    order_dispersion: float | None  # largest difference
+    evidence_budget: float | None  # largest difference, orders
     label_flips: int
     review_flips: int
     reason_flips: int
@@ -114,18 +81,12 @@ class Difference:
 def compare(reference: Answers, other: Answers) -> Difference:
     """Measure `other` against the reference, row by row."""
     p = _gap(reference.probabilities, other.probabilities).max(1)
-    uncertainty = max(
-        float(_gap(getattr(reference, name), getattr(other, name)).max())
-        for name in ("total", "aleatoric", "epistemic")
-    )
-    scale = np.maximum(np.abs(reference.concentration), 1e-6)
-    budget = np.abs(reference.evidence_budget.astype(np.int64) - other.evidence_budget.astype(np.int64))
     return Difference(
         probabilities=float(p.max()),
-        uncertainty=uncertainty,
-        concentration=float((_gap(reference.concentration, other.concentration) / scale).max()),
-        order_dispersion=float(_gap(reference.order_dispersion, other.order_dispersion).max()),
-        evidence_budget=float(budget.max()),
+        uncertainty=max(_largest(reference, other, name) or 0.0 for name in ("total", "aleatoric", "epistemic")),
+        concentration=_largest(reference, other, "concentration", relative=True),
+        order_dispersion=_largest(reference, other, "order_dispersion"),
+        evidence_budget=_largest(reference, other, "evidence_budget"),
         label_flips=int((reference.label != other.label).sum()),
         review_flips=int((reference.review != other.review).sum()),
         reason_flips=int((reference.reason != other.reason).sum()),
@@ -135,15 +96,22 @@ def compare(reference: Answers, other: Answers) -> Difference:
     )
 
 
-def _gap(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def _largest(reference: Answers, other: Answers, name: str, *, relative: bool = False) -> float | None:
+    """The largest difference of an output; None where neither side has it, infinite where only one has."""
+    a, b = getattr(reference, name), getattr(other, name)
+    if a is None and b is None:
+        return None
+    if a is None or b is None:
+        return math.inf
+    gap = _gap(a, b)
+    return float((gap / np.maximum(np.abs(a), 1e-6) if relative else gap).max())
+
+
+def _gap(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     # NaN on both sides would compare as nothing at all; it must be the worst there is.
     gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
     return np.where(np.isfinite(gap), gap, np.inf)
 
 
 def _non_finite(answers: Answers) -> list[str]:
-    return [
-        field.name
-        for field in fields(answers)
-        if (values := getattr(answers, field.name)).dtype.kind == "f" and not np.isfinite(values).all()
-    ]
+    return [name for name, v in answers.given().items() if v.dtype.kind == "f" and not np.isfinite(v).all()]

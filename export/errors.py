@@ -1,6 +1,7 @@
 """What `export` refuses, and why.
 
     ExportError                 the checkpoint cannot become a served version
+    ├── RefusedCheckpointError  a folder whose answers would be wrong, or that says too little to be served
     ├── GraphError              a graph that the production server could not load, or that would answer at random
     ├── GateError               the gate could not be run: no texts, or a server that did not come up
     └── RepositoryError         the model repository, or a version in it, is not what the command needs
@@ -11,6 +12,10 @@ A gate that runs and does not hold is no error: it is a verdict (`verdict.Report
 
 class ExportError(Exception):
     """Base of all errors of this package; its message says what was wrong and what to do."""
+
+
+class RefusedCheckpointError(ExportError):
+    """The checkpoint's answers would be wrong, or it says too little to be served."""
 
 
 class GraphError(ExportError):

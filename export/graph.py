@@ -6,6 +6,8 @@ Ragged in, as the dynamic batcher joins requests: all tokens end to end, and the
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ from train.model.segments import FILL
 
 
 class ServedClassifier(nn.Module):
-    """The model's `predict` and the decision, as the tensors named in `export.outputs.TENSORS`."""
+    """The model's `predict` and the decision, as the tensors that `export.outputs.BET` names."""
 
     risk_threshold: Tensor
     novelty_threshold: Tensor
@@ -25,7 +27,8 @@ class ServedClassifier(nn.Module):
         super().__init__()
         self.model = model
         self.register_buffer("risk_threshold", torch.tensor(decision.risk_threshold, dtype=torch.float32))
-        self.register_buffer("novelty_threshold", torch.tensor(decision.novelty_threshold, dtype=torch.float32))
+        novelty = math.inf if decision.novelty_threshold is None else decision.novelty_threshold
+        self.register_buffer("novelty_threshold", torch.tensor(novelty, dtype=torch.float32))
         self.register_buffer("conformal_threshold", torch.tensor(decision.conformal_threshold, dtype=torch.float32))
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:

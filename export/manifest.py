@@ -7,18 +7,19 @@ refuses a tokenizer that is not the one named here; `serve` asks the probe; `exp
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from export.encoder import TextEncoder
 from export.errors import RepositoryError
+from export.outputs import BET, KINDS, Kind
 from export.texts import HOSTILE
-from train.checkpoint import Checkpoint, sha256_of
+from train.checkpoint import sha256_of
 from train.decision import Decision
-from train.tokenizer import UNK, encode
 from verdict import versions
 
 MANIFEST, PARITY = "manifest.json", "parity.json"
@@ -27,48 +28,70 @@ PROBE_TEXT = "An unexpected delight: the story is thin, but the acting is wonder
 _GOLDEN = (PROBE_TEXT, "Terrible.", "I don't know<br /><br />what to say about it ...", *HOSTILE)
 
 
-def tokenizer_record(tokenizer: Tokenizer, file: Path, max_length: int, head_length: int) -> dict[str, Any]:
+def tokenizer_record(encoder: TextEncoder, file: Path) -> dict[str, Any]:
     """What the tokenizer step needs and checks: the file's hash, the cut, and golden ids."""
-    golden = encode(tokenizer, list(_GOLDEN), max_length, head_length)
+    golden = encoder.encode(_GOLDEN)
     return {
         "sha256": sha256_of(file),
-        "max_length": max_length,
-        "head_length": head_length,
-        "no_token_id": tokenizer.token_to_id(UNK),
+        "max_length": encoder.max_length,
+        "head_length": encoder.head_length,
+        "special_tokens": encoder.special_tokens,
+        "no_token_id": encoder.no_token_id,
         "golden": [{"text": text, "ids": ids.tolist()} for text, ids in zip(_GOLDEN, golden, strict=True)],
     }
 
 
+def encoder_of(tokenizer: Tokenizer, record: Mapping[str, Any]) -> TextEncoder:
+    """The encoder that a version's manifest describes."""
+    return TextEncoder(
+        tokenizer,
+        record["max_length"],
+        record["head_length"],
+        record.get("special_tokens", False),
+        record["no_token_id"],
+    )
+
+
 def describe(
-    checkpoint: Checkpoint,
-    decision: Decision,
     *,
     name: str,
     version: int,
+    kind: Kind,
+    labels: Sequence[str],
+    decision: Decision,
+    checkpoint: Mapping[str, Any],
+    record: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
     probe: Mapping[str, Any],
     git_commit: str | None,
 ) -> dict[str, Any]:
-    """A manifest without the hashes of its files and its parity, which are known last."""
-    provenance = checkpoint.provenance
+    """A manifest without the hashes of its files and its parity, which are known last.
+
+    Args:
+        checkpoint: its path and hash.
+        record: `config`, `data`, `metrics` and `training`, as far as the checkpoint knows them.
+    """
     return {
         "name": name,
         "version": version,
+        "kind": kind.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit,
-        "labels": list(checkpoint.label_names),
+        "labels": list(labels),
         "files": {},
-        "config": json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8")),
         "tokenizer": dict(tokenizer),
-        "checkpoint": {"path": str(checkpoint.path.resolve()), "sha256": sha256_of(checkpoint.path / "files.json")},
-        "data": provenance.get("data"),
-        "metrics": provenance.get("best"),
-        "training": {key: provenance.get(key) for key in ("created", "git_commit", "seed", "versions")},
+        "checkpoint": dict(checkpoint),
+        **record,
         "calibration": decision.as_dict(),
         "parity": {},
         "tools": versions(),
         "probe": dict(probe),
     }
+
+
+def kind_of(manifest: Mapping[str, Any]) -> Kind:
+    """The kind of classifier that a version is."""
+    return KINDS[manifest.get("kind", BET.name)]
 
 
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:

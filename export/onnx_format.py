@@ -1,6 +1,7 @@
-"""ServedClassifier → model.onnx, with the label and reason names inside, checked for the server that will load it.
+"""A classifier → model.onnx, with the label and reason names inside, checked for the server that will load it.
 
-torch.onnx's dynamo exporter carries the packed form with any number of tokens and rows. PyTorch has no strings, so the
+torch.onnx's dynamo exporter carries the packed form with any number of tokens and rows; padded ones are exported by
+`export.padded_onnx`. PyTorch has no strings, so the
 names are gathered from string constants by two nodes that are appended afterwards. The file is refused where the
 production server could not load it, or where it would answer at random.
 """
@@ -23,9 +24,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import GraphError
 from export.graph import ServedClassifier, example_inputs
-from export.outputs import CLASSIFIER_OUTPUTS, REASONS, STRINGS, TENSORS
+from export.outputs import BET, REASONS, SOFTMAX, STRINGS, Kind
+from export.padded import PaddedClassifier
+from export.padded_onnx import export_padded
 
-OPSET = 18  # what the dynamo exporter emits itself; a higher one goes through a converter for no operator of ours
+# What the dynamo exporter emits itself; a higher one goes through a converter for no operator of ours. The tracing one
+# is right on it for all ten encoder families.
+OPSET = 18
 
 SERVER = "ONNX Runtime 1.20 (the oldest we support; the production container carries 1.27)"
 HIGHEST_IR, HIGHEST_OPSET = 10, 21  # of ONNX Runtime 1.20; 1.27 loads these as well
@@ -41,7 +46,9 @@ _RANDOM = {
 }
 
 
-def write_onnx(classifier: ServedClassifier, labels: Sequence[str], path: Path, notes: Mapping[str, str]) -> None:
+def write_onnx(
+    classifier: ServedClassifier | PaddedClassifier, labels: Sequence[str], path: Path, notes: Mapping[str, str]
+) -> None:
     """Export the classifier to `path` and check the result.
 
     Args:
@@ -51,24 +58,15 @@ def write_onnx(classifier: ServedClassifier, labels: Sequence[str], path: Path, 
     Raises:
         GraphError: if the exporter fails, or the graph is one that must not be served.
     """
-    rows, total = torch.export.Dim("rows", min=1, max=1 << 12), torch.export.Dim("total", min=1, max=1 << 22)
     try:
         with _quiet():
-            program = torch.onnx.export(
-                classifier.eval(),
-                example_inputs(),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["input_ids", "lengths"],
-                output_names=list(TENSORS),
-                dynamic_shapes=({0: total}, {0: rows}),
-                verbose=False,
-            )
+            if isinstance(classifier, PaddedClassifier):
+                kind, model = SOFTMAX, export_padded(classifier, OPSET)
+            else:
+                kind, model = BET, _export_packed(classifier)
     except Exception as error:
         raise GraphError(f"torch.onnx could not export the model: {error}") from error
-    assert program is not None
-    model = program.model_proto
-    _append_names(model, labels)
+    _append_names(model, labels, kind)
     _describe(model, labels, notes)
     check_loadable(model)
     check_deterministic(model)
@@ -77,6 +75,22 @@ def write_onnx(classifier: ServedClassifier, labels: Sequence[str], path: Path, 
     except onnx.checker.ValidationError as error:
         raise GraphError(f"the exported graph is not valid ONNX: {error}") from error
     onnx.save(model, path)
+
+
+def _export_packed(classifier: ServedClassifier) -> onnx.ModelProto:
+    rows, total = torch.export.Dim("rows", min=1, max=1 << 12), torch.export.Dim("total", min=1, max=1 << 22)
+    program = torch.onnx.export(
+        classifier.eval(),
+        example_inputs(),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["input_ids", "lengths"],
+        output_names=list(BET.tensors),
+        dynamic_shapes=({0: total}, {0: rows}),
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto
 
 
 def check_loadable(model: onnx.ModelProto) -> None:
@@ -125,7 +139,7 @@ def open_session(path: Path, parameters: Mapping[str, str]) -> onnxruntime.Infer
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _append_names(model: onnx.ModelProto, labels: Sequence[str]) -> None:
+def _append_names(model: onnx.ModelProto, labels: Sequence[str], kind: Kind) -> None:
     """Replace each index output by a Gather from a constant of names, keeping the order of the outputs."""
     graph = model.graph
     for name, values in (("label", labels), ("reason", REASONS)):
@@ -139,7 +153,7 @@ def _append_names(model: onnx.ModelProto, labels: Sequence[str]) -> None:
     }
     for index in STRINGS.values():
         graph.value_info.append(given[index])
-    outputs = [strings.get(output.name) or given[output.name] for output in CLASSIFIER_OUTPUTS]
+    outputs = [strings.get(output.name) or given[output.name] for output in kind.outputs]
     del graph.output[:]
     graph.output.extend(outputs)
 

@@ -1,7 +1,8 @@
 """The outputs of a served classifier: names, types and order, in one place.
 
 The order is the order of the graph's outputs, of the TorchScript tuple and of the model configuration, since Triton's
-PyTorch backend matches outputs by their place in the configuration alone. Meanings are in the README, "The answer".
+PyTorch backend matches outputs by their place in the configuration alone. Meanings are in the README, "What an answer
+says".
 """
 
 from __future__ import annotations
@@ -40,5 +41,26 @@ TOKENIZER_OUTPUTS = (Output("tokens", "TYPE_INT32"), Output("truncated", "TYPE_B
 STRINGS = {"label": "label_index", "reason": "reason_index"}
 """Outputs that PyTorch cannot compute: the traced classifier returns the index instead."""
 
-TENSORS = tuple(STRINGS.get(output.name, output.name) for output in CLASSIFIER_OUTPUTS)
-"""Names of what `ServedClassifier` returns, in order."""
+
+@dataclass(frozen=True)
+class Kind:
+    """What one kind of classifier can honestly say, and how it executes several rows; a name keeps one kind."""
+
+    name: str
+    outputs: tuple[Output, ...]
+    padded: bool  # rows are padded to the longest, else packed without padding
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of what the module in PyTorch returns, in order."""
+        return tuple(STRINGS.get(output.name, output.name) for output in self.outputs)
+
+
+def _only(*names: str) -> tuple[Output, ...]:
+    return tuple(output for output in CLASSIFIER_OUTPUTS if output.name in names)
+
+
+BET = Kind("bet", CLASSIFIER_OUTPUTS, padded=False)
+# A softmax has no posterior: what its total uncertainty consists of, it cannot say.
+SOFTMAX = Kind("softmax", _only("label", "probabilities", "total", "review", "reason", "prediction_set"), padded=True)
+KINDS = {kind.name: kind for kind in (BET, SOFTMAX)}

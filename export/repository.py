@@ -16,7 +16,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from export.outputs import CLASSIFIER_OUTPUTS, TOKENIZER_OUTPUTS, Output
+from export.outputs import BET, TOKENIZER_OUTPUTS, Kind, Output
 
 DEFAULT_NAME = "bet"
 DEFAULT_LABELS = ("negative", "positive")
@@ -32,6 +32,11 @@ _BATCHING_REASONS = (
     f"max_queue_size {MAX_QUEUE}: what two cores answer in about half a second, the p99 target; who would wait longer",
     "is told UNAVAILABLE at once. A request's own timeout is honoured, so that expired work is not executed.",
 )
+_ROW_BY_ROW_REASONS = (
+    "preferred_batch_size 1: requests are executed one by one. Joined rows are padded to the longest, and on a CPU",
+    "eight mixed ones took 2.4 times as long as one after the other. A batcher stands here for its queue alone:",
+    *_BATCHING_REASONS[3:],
+)
 _CLASSIFIER_REASONS = (
     "input_ids is ragged: rows of different lengths are joined end to end instead of never, and the batcher adds each",
     "row's length. Rows of one request are filled up with -1 by the tokenizer step; the graph ignores them.",
@@ -42,6 +47,10 @@ _CPU_CLASSIFIER_REASONS = (
     "two instances that join beat one by 15-20 % (requests/s, 2 cores). One thread has no pool that could spin.",
     "Warm-up: the first run of a shape allocates; a short row and a full batch of the longest are run before the",
     "first request. Optimisation is left at its default, all: levels are within 6 % of each other.",
+)
+_PADDED_CPU_REASONS = (
+    "2 instances on 2 cores, each one thread. One thread has no pool that could spin. Warm-up: one short row and one",
+    "of the longest, since the first run of a shape allocates.",
 )
 _GPU_REASONS = (
     "For NVIDIA GPUs: tritonserver --model-config-name=gpu. `unrun`: it parses, and no GPU has executed it yet.",
@@ -107,19 +116,21 @@ def tokenizer_config(names: Names) -> pb.ModelConfig:
     return config
 
 
-def classifier_config(names: Names, classes: int, device: str = CPU) -> pb.ModelConfig:
+def classifier_config(names: Names, classes: int, device: str = CPU, *, kind: Kind = BET) -> pb.ModelConfig:
     """The ONNX classifier: ragged input_ids -> the answer."""
-    config = _classifier(names.classifier, "onnxruntime", classes, device)
+    config = _classifier(names.classifier, "onnxruntime", classes, device, kind)
     _batch_dynamically(config, delay_microseconds=500 if device == GPU else 0)
+    if kind.padded and device == CPU:
+        config.dynamic_batching.preferred_batch_size.append(1)
     if device == CPU:
         for key in ("intra_op_thread_count", "inter_op_thread_count"):
             config.parameters[key].string_value = "1"
     return config
 
 
-def torchscript_config(names: Names, classes: int, device: str = CPU) -> pb.ModelConfig:
+def torchscript_config(names: Names, classes: int, device: str = CPU, *, kind: Kind = BET) -> pb.ModelConfig:
     """The TorchScript classifier: as the ONNX one, but executed request by request."""
-    config = _classifier(names.torchscript_classifier, "pytorch", classes, device)
+    config = _classifier(names.torchscript_classifier, "pytorch", classes, device, kind)
     for output in config.output:
         if output.data_type == pb.TYPE_STRING:
             output.reshape.SetInParent()
@@ -130,20 +141,22 @@ def torchscript_config(names: Names, classes: int, device: str = CPU) -> pb.Mode
     return config
 
 
-def ensemble_config(names: Names, labels: Sequence[str], pins: Pins, *, torchscript: bool = False) -> pb.ModelConfig:
+def ensemble_config(
+    names: Names, labels: Sequence[str], pins: Pins, *, torchscript: bool = False, kind: Kind = BET
+) -> pb.ModelConfig:
     """Tokenizer and classifier, each pinned to one version: text -> the answer."""
     name = names.torchscript_ensemble if torchscript else names.ensemble
     classifier = names.torchscript_classifier if torchscript else names.classifier
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=MAX_ROWS)
     config.input.add(name="text", data_type=pb.TYPE_STRING, dims=[1])
-    _add_outputs(config, (*CLASSIFIER_OUTPUTS, *TOKENIZER_OUTPUTS), len(labels))
+    _add_outputs(config, (*kind.outputs, *TOKENIZER_OUTPUTS), len(labels))
     step = config.ensemble_scheduling.step.add(model_name=names.tokenizer, model_version=pins.version)
     step.input_map["text"] = "text"
     for tensor in ("input_ids", *(output.name for output in TOKENIZER_OUTPUTS)):
         step.output_map[tensor] = tensor
     step = config.ensemble_scheduling.step.add(model_name=classifier, model_version=pins.version)
     step.input_map["input_ids"] = "input_ids"
-    for output in CLASSIFIER_OUTPUTS:
+    for output in kind.outputs:
         step.output_map[output.name] = output.name
     config.parameters["labels"].string_value = json.dumps(list(labels), ensure_ascii=False)
     config.parameters["max_text_bytes"].string_value = str(MAX_TEXT_BYTES)
@@ -152,7 +165,7 @@ def ensemble_config(names: Names, labels: Sequence[str], pins: Pins, *, torchscr
     return config
 
 
-def ensemble_files(names: Names, labels: Sequence[str], pins: Pins) -> dict[Path, str]:
+def ensemble_files(names: Names, labels: Sequence[str], pins: Pins, kind: Kind = BET) -> dict[Path, str]:
     """The two files that pin a version, by path within the repository."""
     reasons = (
         "Both steps are pinned to the same version; `python -m export promote` and `rollback` write the pins.",
@@ -161,13 +174,13 @@ def ensemble_files(names: Names, labels: Sequence[str], pins: Pins) -> dict[Path
     return {
         Path(config.name, "config.pbtxt"): as_text(config, reasons)
         for config in (
-            ensemble_config(names, labels, pins, torchscript=True),
-            ensemble_config(names, labels, pins),
+            ensemble_config(names, labels, pins, torchscript=True, kind=kind),
+            ensemble_config(names, labels, pins, kind=kind),
         )
     }
 
 
-def step_files(names: Names, classes: int) -> dict[Path, str]:
+def step_files(names: Names, classes: int, kind: Kind = BET) -> dict[Path, str]:
     """The configurations of the models that hold versions, by path within the repository."""
     torchscript_reasons = (
         "Executed request by request (a request's own rows together), without dynamic batching: Triton's PyTorch",
@@ -185,14 +198,16 @@ def step_files(names: Names, classes: int) -> dict[Path, str]:
         *_CLASSIFIER_REASONS[2:],
         *_BATCHING_REASONS,
     )
+    cpu_reasons = _PADDED_CPU_REASONS if kind.padded else _CPU_CLASSIFIER_REASONS
+    joining_reasons = _ROW_BY_ROW_REASONS if kind.padded else _BATCHING_REASONS
     gpu = f"configs/{GPU}.pbtxt"
     return {
         Path(names.tokenizer, "config.pbtxt"): as_text(tokenizer_config(names), tokenizer_reasons),
         Path(names.classifier, "config.pbtxt"): as_text(
-            classifier_config(names, classes), (*_CLASSIFIER_REASONS, *_CPU_CLASSIFIER_REASONS, *_BATCHING_REASONS)
+            classifier_config(names, classes, kind=kind), (*_CLASSIFIER_REASONS, *cpu_reasons, *joining_reasons)
         ),
         Path(names.classifier, gpu): as_text(
-            classifier_config(names, classes, GPU),
+            classifier_config(names, classes, GPU, kind=kind),
             (
                 *_GPU_REASONS,
                 "Queue delay 500 microseconds: a GPU gains from larger batches, and half a millisecond is small beside",
@@ -202,11 +217,12 @@ def step_files(names: Names, classes: int) -> dict[Path, str]:
             ),
         ),
         Path(names.torchscript_classifier, "config.pbtxt"): as_text(
-            torchscript_config(names, classes),
-            (*torchscript_reasons, *_CLASSIFIER_REASONS, *_CPU_CLASSIFIER_REASONS),
+            torchscript_config(names, classes, kind=kind),
+            (*torchscript_reasons, *_CLASSIFIER_REASONS, *cpu_reasons),
         ),
         Path(names.torchscript_classifier, gpu): as_text(
-            torchscript_config(names, classes, GPU), (*_GPU_REASONS, *torchscript_reasons, *_CLASSIFIER_REASONS)
+            torchscript_config(names, classes, GPU, kind=kind),
+            (*_GPU_REASONS, *torchscript_reasons, *_CLASSIFIER_REASONS),
         ),
     }
 
@@ -234,7 +250,7 @@ def parameters(config: pb.ModelConfig) -> dict[str, str]:
     return {key: value.string_value for key, value in config.parameters.items()}
 
 
-def _classifier(name: str, backend: str, classes: int, device: str) -> pb.ModelConfig:
+def _classifier(name: str, backend: str, classes: int, device: str, kind: Kind) -> pb.ModelConfig:
     config = pb.ModelConfig(name=name, backend=backend, max_batch_size=MAX_ROWS)
     config.input.add(name="input_ids", data_type=pb.TYPE_INT64, dims=[-1], allow_ragged_batch=True)
     config.batch_input.add(
@@ -243,11 +259,11 @@ def _classifier(name: str, backend: str, classes: int, device: str) -> pb.ModelC
         target_name=["lengths"],
         source_input=["input_ids"],
     )
-    _add_outputs(config, CLASSIFIER_OUTPUTS, classes)
+    _add_outputs(config, kind.outputs, classes)
     config.version_policy.all.SetInParent()
-    kind = pb.ModelInstanceGroup.KIND_GPU if device == GPU else pb.ModelInstanceGroup.KIND_CPU
-    config.instance_group.add(count=1 if device == GPU else 2, kind=kind)
-    for label, rows, tokens in (("short", 1, 16), ("full", MAX_ROWS, 512)):
+    processor = pb.ModelInstanceGroup.KIND_GPU if device == GPU else pb.ModelInstanceGroup.KIND_CPU
+    config.instance_group.add(count=1 if device == GPU else 2, kind=processor)
+    for label, rows, tokens in (("short", 1, 16), ("full", 1 if kind.padded else MAX_ROWS, 512)):
         warmup = config.model_warmup.add(name=label, batch_size=rows)
         warmup.inputs["input_ids"].data_type = pb.TYPE_INT64
         warmup.inputs["input_ids"].dims.append(tokens)
@@ -273,10 +289,15 @@ def _batch_dynamically(config: pb.ModelConfig, delay_microseconds: int = 0) -> N
     policy.max_queue_size = MAX_QUEUE
 
 
-def write_configurations(repository: Path, names: Names, labels: Sequence[str], pins: Pins) -> list[Path]:
+def write_configurations(
+    repository: Path, names: Names, labels: Sequence[str], pins: Pins, kind: Kind = BET
+) -> list[Path]:
     """Write every configuration of one name into `repository`, each by rename; returns their paths."""
     written = []
-    for relative, text in {**step_files(names, len(labels)), **ensemble_files(names, labels, pins)}.items():
+    for relative, text in {
+        **step_files(names, len(labels), kind),
+        **ensemble_files(names, labels, pins, kind),
+    }.items():
         path = repository / relative
         replace_text(path, text)
         written.append(path)

@@ -120,26 +120,33 @@ def _all_answered(way: str, given: Sequence[Prediction | BetClientError]) -> lis
 
 
 def _as_answers(predictions: Sequence[Prediction], labels: Sequence[str]) -> Answers:
-    """Typed answers as arrays; our own models give every field, so one that is missing counts as not finite."""
+    """Typed answers as arrays; a field that only some answers give counts as not finite where it is missing."""
     diagnostics = [p.diagnostics or Diagnostics(None, None, None) for p in predictions]
+    concentration = [d.concentration for d in diagnostics]
+    budget = [d.evidence_budget for d in diagnostics]
     return Answers(
         label=np.array([p.label for p in predictions], dtype=np.str_),
         probabilities=np.array([[p.probabilities[name] for name in labels] for p in predictions], dtype=np.float32),
-        total=_column([p.total for p in predictions]),
-        aleatoric=_column([p.aleatoric for p in predictions]),
-        epistemic=_column([p.epistemic for p in predictions]),
+        total=_numbers([p.total for p in predictions]),
         review=np.array([bool(p.review) for p in predictions]),
         reason=np.array([str(p.reason) for p in predictions], dtype=np.str_),
         prediction_set=np.array([[name in (p.prediction_set or ()) for name in labels] for p in predictions]),
-        concentration=np.array(
-            [[(d.concentration or {}).get(name, np.nan) for name in labels] for d in diagnostics], dtype=np.float32
-        ),
+        aleatoric=_column([p.aleatoric for p in predictions]),
+        epistemic=_column([p.epistemic for p in predictions]),
+        concentration=None
+        if not any(concentration)
+        else np.array([[(c or {}).get(name, np.nan) for name in labels] for c in concentration], dtype=np.float32),
         order_dispersion=_column([d.order_dispersion for d in diagnostics]),
-        evidence_budget=np.array(
-            [-1 if d.evidence_budget is None else d.evidence_budget for d in diagnostics], dtype=np.int32
-        ),
+        evidence_budget=None
+        if all(orders is None for orders in budget)
+        else np.array([-1 if orders is None else orders for orders in budget], dtype=np.int32),
     )
 
 
-def _column(values: Sequence[float | None]) -> Floats:
+def _column(values: Sequence[float | None]) -> Floats | None:
+    """None where no answer gives the field: then the ensemble does not declare it."""
+    return None if all(value is None for value in values) else _numbers(values)
+
+
+def _numbers(values: Sequence[float | None]) -> Floats:
     return np.array([np.nan if value is None else value for value in values], dtype=np.float32)

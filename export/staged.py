@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from export import versions
-from export.answers import reference_answers
+from export.checkpoints import Exportable
 from export.graph import ServedClassifier
 from export.manifest import MANIFEST, PARITY, PROBE_TEXT, describe, tokenizer_record, write_manifest
 from export.onnx_format import write_onnx
+from export.padded import PaddedClassifier
 from export.repository import DEFAULT_NAME, Names, Pins, write_configurations
-from export.rows import encode_texts
+from export.rows import RowFiles
 from export.torchscript import write_torchscript
-from train.checkpoint import Checkpoint, sha256_of
 from train.decision import Decision
 from train.fit import git_commit
 from verdict import Report
@@ -36,8 +36,9 @@ class StagedVersion:
 
     folder: Path
     names: Names
-    checkpoint: Checkpoint
+    checkpoint: Exportable
     decision: Decision
+    files: RowFiles = field(default_factory=RowFiles)
     manifest: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -51,34 +52,31 @@ class StagedVersion:
         return self.folder / self.names.torchscript_classifier / str(_VERSION) / "model.pt"
 
     @property
-    def classifier(self) -> ServedClassifier:
+    def classifier(self) -> ServedClassifier | PaddedClassifier:
         """What is exported."""
-        return ServedClassifier(self.checkpoint.model, self.decision).eval()
+        return self.checkpoint.classifier(self.decision)
 
     def write(self) -> None:
         """Write configurations, graphs, the tokenizer step, and a manifest good enough to be served from."""
         labels = self.checkpoint.label_names
-        write_configurations(self.folder, self.names, labels, Pins(_VERSION))
+        write_configurations(self.folder, self.names, labels, Pins(_VERSION), self.checkpoint.kind)
         for model in self.names.versioned:
             (self.folder / model / str(_VERSION)).mkdir(parents=True)
         tokenizer = self.folder / self.names.tokenizer / str(_VERSION)
-        shutil.copyfile(self.checkpoint.path / "tokenizer.json", tokenizer / "tokenizer.json")
+        (tokenizer / "tokenizer.json").write_bytes(self.checkpoint.tokenizer_file)
         shutil.copyfile(TOKENIZER_STEP, tokenizer / "model.py")
-        notes = {
-            "checkpoint": sha256_of(self.checkpoint.path / "files.json"),
-            "decision": json.dumps(self.decision.as_dict()),
-        }
+        notes = {"checkpoint": self.checkpoint.identity, "decision": json.dumps(self.decision.as_dict())}
         write_onnx(self.classifier, labels, self.onnx, notes)
         write_torchscript(self.classifier, labels, self.torchscript)
-        config = self.checkpoint.model.config
         self.manifest = describe(
-            self.checkpoint,
-            self.decision,
             name=self.names.ensemble,
             version=_VERSION,
-            tokenizer=tokenizer_record(
-                self.checkpoint.tokenizer, tokenizer / "tokenizer.json", config.max_tokens, config.head_tokens
-            ),
+            kind=self.checkpoint.kind,
+            labels=labels,
+            decision=self.decision,
+            checkpoint={"path": str(self.checkpoint.path.resolve()), "sha256": self.checkpoint.identity},
+            record=self.checkpoint.record(self.files),
+            tokenizer=tokenizer_record(self.checkpoint.encoder, tokenizer / "tokenizer.json"),
             probe=self._probe(),
             git_commit=git_commit(),
         )
@@ -96,12 +94,7 @@ class StagedVersion:
         return versions.install(repository, self.names, self.folder, _VERSION, self.manifest)
 
     def _probe(self) -> dict[str, Any]:
-        answer = reference_answers(
-            self.checkpoint.model,
-            self.decision,
-            self.checkpoint.label_names,
-            encode_texts(self.checkpoint, [PROBE_TEXT]),
-        )
+        answer = self.checkpoint.answers(self.decision, self.checkpoint.encoder.encode([PROBE_TEXT]))
         numbers = (*answer.probabilities[0].tolist(), float(answer.total[0]))
         if not np.isfinite(numbers).all():  # JSON has no NaN; the gate names the outputs
             return {}

@@ -11,13 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
+from export.encoder import Ids, TextEncoder
 from export.errors import GateError
-from train.tokenizer import encode
-
-Ids = NDArray[np.int64]
 
 HOSTILE = (
     "good\0bad",  # a string must not end at NUL
@@ -72,16 +68,16 @@ def length_buckets(limit: int) -> list[Bucket]:
 
 
 def choose_texts(
-    tokenizer: Tokenizer,
+    encoder: TextEncoder,
     texts: Sequence[str],
     labels: Sequence[int] | None,
     *,
-    max_length: int,
-    head_length: int,
     count: int,
     seed: int = 0,
 ) -> list[GateText]:
     """At least `count` texts, equally many of each bucket, and the hostile ones.
+
+    A bucket counts what the text itself yields, without the special tokens around it.
 
     Args:
         texts: real texts; blank ones are left out.
@@ -94,22 +90,25 @@ def choose_texts(
     rows = [int(i) for i in order if texts[i].strip()]
     if not rows:
         raise GateError("there is no text to compare on; give some with --texts FILE")
-    sizes = [len(e.ids) for e in tokenizer.encode_batch_fast([texts[i] for i in rows], add_special_tokens=False)]
-    buckets = length_buckets(max_length)
+    added = encoder.added
+    sizes = [n - added for n in encoder.count([texts[i] for i in rows])]
+    buckets = length_buckets(encoder.max_length - added)
     quota = -(-count // len(buckets))
     chosen: list[tuple[str, int, str, int | None]] = []
     for bucket in buckets:
         own = [(i, n) for i, n in zip(rows, sizes, strict=True) if bucket.holds(n)][:quota]
         chosen += [(texts[i], n, bucket.name, None if labels is None else int(labels[i])) for i, n in own]
-        made = _make(tokenizer, [texts[i] for i in rows], bucket, quota - len(own), seed)
+        made = _make(encoder, [texts[i] for i in rows], bucket, quota - len(own), seed)
         chosen += [(text, n, bucket.name, None) for text, n in made]
-    counted = tokenizer.encode_batch_fast(list(HOSTILE), add_special_tokens=False)
-    chosen += [(text, max(1, len(e.ids)), "hostile", None) for text, e in zip(HOSTILE, counted, strict=True)]
-    ids = encode(tokenizer, [text for text, *_ in chosen], max_length, head_length)
-    return [GateText(text, row, n, name, label) for (text, n, name, label), row in zip(chosen, ids, strict=True)]
+    hostile = zip(HOSTILE, encoder.count(HOSTILE), strict=True)
+    chosen += [(text, n - added, "hostile", None) for text, n in hostile]
+    ids = encoder.encode([text for text, *_ in chosen])
+    return [
+        GateText(text, row, n + added, name, label) for (text, n, name, label), row in zip(chosen, ids, strict=True)
+    ]
 
 
-def _make(tokenizer: Tokenizer, texts: Sequence[str], bucket: Bucket, count: int, seed: int) -> list[tuple[str, int]]:
+def _make(encoder: TextEncoder, texts: Sequence[str], bucket: Bucket, count: int, seed: int) -> list[tuple[str, int]]:
     """`count` texts of the bucket, each cut from real texts that are joined until they are long enough."""
     random = np.random.default_rng((seed, bucket.low))
     made: list[tuple[str, int]] = []
@@ -119,7 +118,7 @@ def _make(tokenizer: Tokenizer, texts: Sequence[str], bucket: Bucket, count: int
         wanted = int(random.integers(bucket.low, (bucket.high or bucket.low + 64) + 1))
         source, encoding = texts[attempt % len(texts)], None
         for more in range(1, wanted + 1):
-            encoding = tokenizer.encode(source, add_special_tokens=False)
+            encoding = encoder.tokenizer.encode(source, add_special_tokens=False)
             if len(encoding.ids) >= wanted:
                 break
             source = f"{source} {texts[(attempt + more) % len(texts)]}"
@@ -127,7 +126,7 @@ def _make(tokenizer: Tokenizer, texts: Sequence[str], bucket: Bucket, count: int
         if len(encoding.ids) < wanted:
             continue
         text = source[: encoding.offsets[wanted - 1][1]]  # a word that is cut may fall into other pieces: count again
-        tokens = len(tokenizer.encode(text, add_special_tokens=False).ids)
+        tokens = encoder.count([text])[0] - encoder.added
         if bucket.holds(tokens):
             made.append((text, tokens))
     if len(made) < count:

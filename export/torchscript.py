@@ -1,4 +1,4 @@
-"""ServedClassifier → model.pt: traced, in a small scripted wrapper that turns indices into names.
+"""A classifier → model.pt: traced, in a small scripted wrapper that turns indices into names.
 
 Triton's PyTorch backend takes strings only as `List[str]`, which a trace cannot make; and a script cannot hold the
 model's Python. Hence both: `torch.jit.trace` for the classifier, `torch.jit.script` around it.
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from export.errors import GraphError
 from export.graph import ServedClassifier, example_inputs
 from export.outputs import REASONS
+from export.padded import PaddedClassifier, pad_rows
 
 _RANDOM = ("aten::rand", "aten::normal", "aten::bernoulli", "aten::multinomial", "aten::uniform")
 
@@ -53,7 +54,41 @@ class NamedAnswers(nn.Module):
         )
 
 
-def write_torchscript(classifier: ServedClassifier, labels: Sequence[str], path: Path) -> None:
+class NamedSoftmaxAnswers(nn.Module):
+    """A traced padded classifier with the padding in front, scripted so that lengths are not kept, and the names."""
+
+    labels: list[str]
+    reasons: list[str]
+
+    def __init__(
+        self, traced: torch.jit.ScriptModule, limit: int, pad_id: int, labels: list[str], reasons: list[str]
+    ) -> None:
+        super().__init__()
+        self.answer = traced
+        self.limit = limit
+        self.pad_id = pad_id
+        self.labels = labels
+        self.reasons = reasons
+
+    def forward(
+        self, input_ids: Tensor, lengths: Tensor
+    ) -> tuple[list[str], Tensor, Tensor, Tensor, list[str], Tensor]:
+        """input_ids [T], lengths [R, 1] -> the outputs of `export.outputs.SOFTMAX`."""
+        ids, mask = pad_rows(input_ids, lengths, self.limit, self.pad_id)
+        answer = self.answer(ids, mask)
+        label_index: list[int] = answer[0][:, 0].tolist()
+        reason_index: list[int] = answer[4][:, 0].tolist()
+        return (
+            [self.labels[i] for i in label_index],
+            answer[1],
+            answer[2],
+            answer[3],
+            [self.reasons[i] for i in reason_index],
+            answer[5],
+        )
+
+
+def write_torchscript(classifier: ServedClassifier | PaddedClassifier, labels: Sequence[str], path: Path) -> None:
     """Trace the classifier and write it to `path`.
 
     Raises:
@@ -63,9 +98,15 @@ def write_torchscript(classifier: ServedClassifier, labels: Sequence[str], path:
         with warnings.catch_warnings(), torch.no_grad():
             # Tracing warns of every Python number it keeps; the gate compares at many shapes, which is the real check.
             warnings.simplefilter("ignore")
-            traced = torch.jit.trace(classifier.eval(), example_inputs(), check_trace=False)
+            names = (list(labels), list(REASONS))
+            if isinstance(classifier, PaddedClassifier):
+                traced = torch.jit.trace(classifier.answer.eval(), classifier.example(), check_trace=False)
+                named: nn.Module = NamedSoftmaxAnswers(traced, classifier.limit, classifier.pad_id, *names)
+            else:
+                traced = torch.jit.trace(classifier.eval(), example_inputs(), check_trace=False)
+                named = NamedAnswers(traced, *names)
             _follow_the_input(traced)
-            scripted = torch.jit.script(NamedAnswers(traced, list(labels), list(REASONS)))
+            scripted = torch.jit.script(named)
             random = sorted({node.kind() for node in traced.inlined_graph.nodes() if _draws(node)})
     except (RuntimeError, TypeError) as error:
         raise GraphError(f"torch.jit could not trace the model: {error}") from error

@@ -11,24 +11,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
 from tritonclient import grpc as triton_grpc
 from tritonclient import http as triton_http
 from tritonclient.utils import InferenceServerException
 
 from export import served, versions
-from export.answers import Answers, reference_answers
-from export.errors import GateError, RepositoryError
+from export.answers import Answers
+from export.checkpoints import Exportable, gate_texts, load_checkpoint
+from export.encoder import TextEncoder
+from export.errors import ExportError, GateError, RepositoryError
+from export.manifest import encoder_of, kind_of
 from export.onnx_format import open_session
-from export.parity import Parity, onnx_executor, run
+from export.parity import Parity, onnx_executor, run, tolerances_of
 from export.repository import Names, classifier_config, parameters
-from export.rows import RowFiles, gate_texts, load_checkpoint, texts_of
+from export.rows import RowFiles, texts_of
 from export.served import Protocol
 from export.texts import GateText, choose_texts
-from train.checkpoint import Checkpoint, sha256_of
+from train.checkpoint import sha256_of
 from train.decision import Decision
 from train.errors import TrainError
-from train.tokenizer import encode, load_tokenizer
+from train.tokenizer import load_tokenizer
 from verdict import Report
 
 VERIFY_TEXTS = 126
@@ -69,14 +71,13 @@ def verify(options: VerifyOptions) -> Report:
     texts = _texts(options, names, number, manifest, checkpoint)
     if checkpoint is not None:
         truth = f"PyTorch, from {checkpoint.path}"
-        decision = Decision(**manifest["calibration"])
-        reference = reference_answers(checkpoint.model, decision, checkpoint.label_names, [t.ids for t in texts])
+        reference = checkpoint.answers(Decision(**manifest["calibration"]), [text.ids for text in texts])
     else:
         truth = "the exported graph, by ONNX Runtime in this process (the checkpoint of the manifest is not there)"
-        reference = _graph_answers(options.repository, names, number, len(manifest["labels"]), texts)
+        reference = _graph_answers(options.repository, names, number, manifest, texts)
     _log.info("truth: %s", truth)
     live = served.ask(options.url, names, options.protocol, texts, manifest["tokenizer"]["max_length"])
-    parity = Parity(reference, texts)
+    parity = Parity(reference, texts, tolerances_of(kind_of(manifest)))
     parity.add("served", live.answers)
     parity.add_to(report)
     report.add("token_count_flips", live.miscounted, "answers", "== 0")
@@ -103,47 +104,51 @@ def _served_versions(options: VerifyOptions, names: Names) -> set[int]:
     return {int(step["model_version"]) for step in config["ensemble_scheduling"]["step"]}
 
 
-def _checkpoint_of(manifest: dict[str, Any]) -> Checkpoint | None:
+def _checkpoint_of(manifest: dict[str, Any]) -> Exportable | None:
     """The checkpoint that the version was made of, if it is still there and the same."""
-    path = Path(manifest["checkpoint"]["path"])
+    limit = manifest["tokenizer"]["max_length"] if kind_of(manifest).padded else None
     try:
-        checkpoint = load_checkpoint(path)
-    except TrainError as error:
+        checkpoint = load_checkpoint(Path(manifest["checkpoint"]["path"]), limit)
+    except (TrainError, ExportError) as error:
         _log.info("%s", error)
         return None
-    return checkpoint if sha256_of(path / "files.json") == manifest["checkpoint"]["sha256"] else None
+    return checkpoint if checkpoint.identity == manifest["checkpoint"]["sha256"] else None
+
+
+def _files_of(options: VerifyOptions, manifest: dict[str, Any]) -> RowFiles:
+    """The files given, or else the rows that the version was calibrated on, if they are still there and the same."""
+    data = manifest["data"] or {}
+    if options.files.texts is not None or "calibration" not in data:
+        return options.files
+    path = Path(data["calibration"])
+    if not path.is_file() or sha256_of(path) != data["sha256"]:
+        return options.files
+    return RowFiles(calibration=path, text_column=data["text_column"], label_column=data["label_column"])
 
 
 def _texts(
-    options: VerifyOptions, names: Names, number: int, manifest: dict[str, Any], checkpoint: Checkpoint | None
+    options: VerifyOptions, names: Names, number: int, manifest: dict[str, Any], checkpoint: Exportable | None
 ) -> list[GateText]:
     if checkpoint is not None:
         try:
-            return gate_texts(checkpoint, options.files, options.texts)
+            return gate_texts(checkpoint, _files_of(options, manifest), options.texts)
         except GateError as error:
             _log.info("%s; the manifest's golden texts are compared", error)
-    tokenizer = load_tokenizer(options.repository / names.tokenizer / str(number))
-    record = manifest["tokenizer"]
+    encoder = encoder_of(load_tokenizer(options.repository / names.tokenizer / str(number)), manifest["tokenizer"])
     if options.files.texts is not None:
-        return choose_texts(
-            tokenizer,
-            texts_of(options.files.texts, options.files.text_column),
-            None,
-            max_length=record["max_length"],
-            head_length=record["head_length"],
-            count=options.texts,
-        )
-    return _golden(tokenizer, record)
+        texts = texts_of(options.files.texts, options.files.text_column)
+        return choose_texts(encoder, texts, None, count=options.texts)
+    return _golden(encoder, [case["text"] for case in manifest["tokenizer"]["golden"]])
 
 
-def _golden(tokenizer: Tokenizer, record: dict[str, Any]) -> list[GateText]:
-    texts = [case["text"] for case in record["golden"]]
-    ids = encode(tokenizer, texts, record["max_length"], record["head_length"])
-    sizes = [max(1, len(e.ids)) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-    return [GateText(text, row, n, "golden", None) for text, row, n in zip(texts, ids, sizes, strict=True)]
+def _golden(encoder: TextEncoder, texts: list[str]) -> list[GateText]:
+    rows = zip(texts, encoder.encode(texts), encoder.count(texts), strict=True)
+    return [GateText(text, ids, tokens, "golden", None) for text, ids, tokens in rows]
 
 
-def _graph_answers(repository: Path, names: Names, number: int, classes: int, texts: list[GateText]) -> Answers:
-    options = parameters(classifier_config(names, classes))
+def _graph_answers(
+    repository: Path, names: Names, number: int, manifest: dict[str, Any], texts: list[GateText]
+) -> Answers:
+    options = parameters(classifier_config(names, len(manifest["labels"]), kind=kind_of(manifest)))
     session = open_session(repository / names.classifier / str(number) / "model.onnx", options)
     return run(onnx_executor(session), [text.ids for text in texts], [([i], False) for i in range(len(texts))])

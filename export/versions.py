@@ -20,7 +20,8 @@ from typing import Any
 from google.protobuf import text_format
 
 from export.errors import RepositoryError
-from export.manifest import MANIFEST, PARITY, read_manifest, write_manifest
+from export.manifest import MANIFEST, PARITY, kind_of, read_manifest, write_manifest
+from export.outputs import Kind
 from export.repository import Names, Pins, ensemble_files, read_config, replace_text, step_files
 from train.checkpoint import sha256_of
 
@@ -132,8 +133,8 @@ def pinned_manifest(repository: Path, names: Names) -> dict[str, Any] | None:
     return read_manifest(repository / names.classifier / str(pins.version))
 
 
-def require_same_labels(repository: Path, names: Names, labels: tuple[str, ...]) -> None:
-    """Refuse other classes under a name that clients already know.
+def require_same_answers(repository: Path, names: Names, labels: tuple[str, ...], kind: Kind) -> None:
+    """Refuse other classes or outputs under a name that clients already know.
 
     Raises:
         RepositoryError: naming both.
@@ -143,6 +144,11 @@ def require_same_labels(repository: Path, names: Names, labels: tuple[str, ...])
         raise RepositoryError(
             f"{names.ensemble!r} answers with the labels {', '.join(manifest['labels'])} and this checkpoint has "
             f"{', '.join(labels)}; its callers would not know them: choose another --name"
+        )
+    if manifest is not None and kind_of(manifest) != kind:
+        raise RepositoryError(
+            f"{names.ensemble!r} is a {kind_of(manifest).name} classifier and this checkpoint a {kind.name} one, with "
+            "other outputs; its callers would miss them: choose another --name"
         )
 
 
@@ -179,13 +185,13 @@ def install(repository: Path, names: Names, staged: Path, staged_number: int, ma
     Raises:
         RepositoryError: if the labels differ from those pinned.
     """
-    labels = tuple(manifest["labels"])
+    labels, kind = tuple(manifest["labels"]), kind_of(manifest)
     with _locked(repository):
-        require_same_labels(repository, names, labels)
+        require_same_answers(repository, names, labels, kind)
         exported = numbers(repository, names)
         number = max(exported, default=0) + 1
         seal(names, staged, staged_number, {**manifest, "version": number})
-        for relative, text in step_files(names, len(labels)).items():
+        for relative, text in step_files(names, len(labels), kind).items():
             if not _fits(repository / relative, text):
                 replace_text(repository / relative, text)
         for model in names.versioned:
@@ -193,7 +199,7 @@ def install(repository: Path, names: Names, staged: Path, staged_number: int, ma
             _flush(repository / model)
         pins = read_pins(repository, names)
         previous = pins.version if pins is not None and pins.version in exported else None
-        _write_pins(repository, names, labels, Pins(number, previous))
+        _write_pins(repository, names, manifest, Pins(number, previous))
     return number
 
 
@@ -231,7 +237,7 @@ def pin(repository: Path, names: Names, number: int) -> Pins:
             raise RepositoryError(f"version {number} cannot be served: {'; '.join(faults)}; export it again")
         manifest = read_manifest(repository / names.classifier / str(number))
         previous = before.previous if number == before.version else before.version
-        _write_pins(repository, names, tuple(manifest["labels"]), Pins(number, previous))
+        _write_pins(repository, names, manifest, Pins(number, previous))
     return before
 
 
@@ -239,7 +245,7 @@ def restore(repository: Path, names: Names, pins: Pins) -> None:
     """Write pins back as they were, after a server refused the new ones."""
     with _locked(repository):
         manifest = read_manifest(repository / names.classifier / str(pins.version))
-        _write_pins(repository, names, tuple(manifest["labels"]), pins)
+        _write_pins(repository, names, manifest, pins)
 
 
 def remove(repository: Path, names: Names, number: int) -> None:
@@ -264,13 +270,13 @@ def remove(repository: Path, names: Names, number: int) -> None:
         if pins is not None and pins.previous == number:
             manifest = pinned_manifest(repository, names)
             if manifest is not None:
-                _write_pins(repository, names, tuple(manifest["labels"]), Pins(pins.version))
+                _write_pins(repository, names, manifest, Pins(pins.version))
 
 
-def _write_pins(repository: Path, names: Names, labels: tuple[str, ...], pins: Pins) -> None:
+def _write_pins(repository: Path, names: Names, manifest: dict[str, Any], pins: Pins) -> None:
     for ensemble in names.ensembles:
         (repository / ensemble / "1").mkdir(parents=True, exist_ok=True)  # Triton wants a version folder here too
-    for relative, text in ensemble_files(names, labels, pins).items():
+    for relative, text in ensemble_files(names, manifest["labels"], pins, kind_of(manifest)).items():
         replace_text(repository / relative, text)
 
 

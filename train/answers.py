@@ -41,7 +41,9 @@ class Answers:
     def accepted(self, decision: Decision) -> Bools:
         """Rows that need no review: within the error budget's threshold, and familiar."""
         within: Bools = self.total <= decision.risk_threshold
-        return within if self.epistemic is None else within & (self.epistemic <= decision.novelty_threshold)
+        if self.epistemic is None or decision.novelty_threshold is None:
+            return within
+        return within & (self.epistemic <= decision.novelty_threshold)
 
 
 @dataclass(frozen=True)

@@ -41,14 +41,15 @@ class Calibration:
     """Scores of calibration rows under a model, from which any decision can be made; lists of N floats."""
 
     total: list[float]  # nats
-    epistemic: list[float]  # nats
+    epistemic: list[float]  # nats; empty for a model that has none
     true_probability: list[float]
     correct: list[bool]
     num_classes: int
-    novelty_threshold: float
-    novelty_quantile: float
+    novelty_threshold: float | None  # None for a model without epistemic uncertainty: nothing is unfamiliar to it
+    novelty_quantile: float | None
     fitting_total: list[float]  # nats, of the rows that fitted the posterior; none of them is among the scores above
     fitting_correct: list[bool]
+    temperature: float | None = None  # that a plain softmax was scored with
 
     def decide(self, max_error: float = 0.05, confidence: float = 0.95, conformal_level: float = 0.95) -> Decision:
         """Choose the thresholds for an error budget and a conformal level.
@@ -59,7 +60,9 @@ class Calibration:
         if not 0 < conformal_level < 1:
             raise CalibrationError(f"conformal_level = {conformal_level} must lie between 0 and 1, for instance 0.95")
         total, correct = np.array(self.total), np.array(self.correct, dtype=bool)
-        familiar = np.array(self.epistemic) <= self.novelty_threshold
+        familiar = np.ones(len(total), dtype=bool)
+        if self.novelty_threshold is not None:
+            familiar = np.array(self.epistemic) <= self.novelty_threshold
         highest = math.log(self.num_classes)
         threshold, message = learn_then_test(
             total,
@@ -97,6 +100,7 @@ class Calibration:
             accepted_error=errors / rows if rows else 0.0,
             accepted_error_bound=clopper_pearson_upper(errors, rows, confidence),
             message="; ".join(notes),
+            temperature=self.temperature,
         )
 
     def save(self, folder: Path) -> None:
@@ -140,7 +144,7 @@ def calibrate(
         CalibrationError: if a class is missing from either.
     """
     fit_rows, score_rows = fitting_and_scoring(labels)
-    _every_class(labels[fit_rows], labels[score_rows], model.config.label_names)
+    every_class(labels[fit_rows], labels[score_rows], model.config.label_names)
     random = np.random.default_rng(seed)
     fitting = [documents[i] for i in fit_rows]
     target = torch.from_numpy(labels[fit_rows])
@@ -169,8 +173,8 @@ def score(
     documents: list[Ids],
     labels: npt.NDArray[np.int64],
     *,
-    novelty_threshold: float,
-    novelty_quantile: float,
+    novelty_threshold: float | None,
+    novelty_quantile: float | None,
     fitting_total: Sequence[float] = (),
     fitting_correct: Sequence[bool] = (),
 ) -> Calibration:
@@ -181,7 +185,7 @@ def score(
     Raises:
         CalibrationError: if a class is missing, since nothing could be said about it.
     """
-    _every_class(labels, labels, model.config.label_names)
+    every_class(labels, labels, model.config.label_names)
     answer = predict_ids(model, documents)
     p = answer["probabilities"]
     return Calibration(
@@ -271,7 +275,12 @@ def fitting_and_scoring(labels: npt.NDArray[np.int64]) -> tuple[Ids, Ids]:
     return fit, np.setdiff1d(np.arange(len(labels)), fit)
 
 
-def _every_class(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], names: tuple[str, ...]) -> None:
+def every_class(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], names: tuple[str, ...]) -> None:
+    """Require every class among the labels of both kinds of rows.
+
+    Raises:
+        CalibrationError: naming the classes that are missing.
+    """
     missing = sorted(set(range(len(names))) - (set(first.tolist()) & set(second.tolist())))
     if missing:
         raise CalibrationError(

@@ -37,8 +37,8 @@ class Decision:
     max_error: float
     confidence: float
     risk_threshold: float  # accepted where total (nats) <= this; NOTHING where the budget cannot be proven
-    novelty_threshold: float  # unfamiliar where epistemic (nats) > this
-    novelty_quantile: float
+    novelty_threshold: float | None  # unfamiliar where epistemic (nats) > this; None for a model without epistemic
+    novelty_quantile: float | None
     conformal_level: float
     conformal_threshold: float  # a class is in the set where 1 - p <= this; 1 means every class
     rows: int
@@ -46,6 +46,7 @@ class Decision:
     accepted_error: float  # observed among the accepted rows; 0 where none is
     accepted_error_bound: float  # its upper bound at `confidence`; 1 where none is
     message: str  # empty, or what a user should know
+    temperature: float | None = None  # of a plain softmax, whose logits are divided by it; BET has its posterior
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for a manifest."""
@@ -60,7 +61,14 @@ def clopper_pearson_upper(errors: int, rows: int, confidence: float) -> float:
 
 
 def rows_to_prove(max_error: float, confidence: float) -> int:
-    """Fewest accepted rows, none wrong, that prove the budget: 59 for 5 % at 95 %."""
+    """Fewest accepted rows, none wrong, that prove the budget: 59 for 5 % at 95 %.
+
+    Raises:
+        CalibrationError: for a budget or a confidence outside (0, 1).
+    """
+    for name, value in (("max_error", max_error), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise CalibrationError(f"{name} = {value} must lie between 0 and 1, for instance 0.05")
     return math.ceil(math.log(1 - confidence) / math.log(1 - max_error))
 
 
@@ -102,9 +110,6 @@ def learn_then_test(
     Raises:
         CalibrationError: for a budget or a confidence outside (0, 1).
     """
-    for name, value in (("max_error", max_error), ("confidence", confidence)):
-        if not 0 < value < 1:
-            raise CalibrationError(f"{name} = {value} must lie between 0 and 1, for instance 0.05")
     least = rows_to_prove(max_error, confidence)
     grid, rows, errors = _along_grid(risk, correct, eligible, highest)
     enough = int(np.searchsorted(rows, least))  # counts grow with the threshold

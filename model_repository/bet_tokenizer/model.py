@@ -48,6 +48,7 @@ class TextTokenizer:
         self._max_length: int = manifest["max_length"]
         self._head_length: int = manifest["head_length"]
         self._no_token: int = manifest["no_token_id"]
+        self._special_tokens: bool = manifest.get("special_tokens", False)  # [CLS] … [SEP] around each text
         golden = [case["text"] for case in manifest["golden"]]
         for case, (ids, _) in zip(manifest["golden"], self.encode(golden), strict=True):
             if ids.tolist() != case["ids"]:
@@ -59,11 +60,12 @@ class TextTokenizer:
     def encode(self, texts: list[str]) -> list[tuple[NDArray[np.int64], int]]:
         """Ids of each text, int64 [1 … max_length], and how many tokens it has before the cut.
 
-        A longer text keeps its first `head_length` ids and its last ones; a text without any token becomes [UNK].
+        A longer text keeps its first `head_length` ids and its last ones (of a Hugging Face model these are the closing
+        special tokens alone); a text without any token becomes the one that the manifest names.
         """
         tail = self._max_length - self._head_length
         rows = []
-        for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+        for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=self._special_tokens):
             ids = encoding.ids or [self._no_token]
             cut = ids if len(ids) <= self._max_length else ids[: self._head_length] + ids[len(ids) - tail :]
             rows.append((np.array(cut, dtype=np.int64), len(ids)))

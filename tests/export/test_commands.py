@@ -15,12 +15,13 @@ import serve
 from export import staged, versions
 from export.__main__ import main
 from export.add import AddOptions, add
+from export.checkpoints import gate_texts, load_checkpoint
 from export.control import promote, rollback
 from export.errors import GateError, RepositoryError
 from export.graph import ServedClassifier
 from export.manifest import read_manifest
 from export.repository import Names, Pins, write_configurations
-from export.rows import RowFiles, calibration_of, gate_texts, load_checkpoint
+from export.rows import RowFiles
 from train.checkpoint import seal
 
 BET = Names("bet")
@@ -48,8 +49,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     [
         (None, "there is no checkpoint folder"),
         ({"notes.txt": "hello"}, "has no files.json"),
-        ({"config.json": '{"model_type": "distilbert"}'}, "model of type 'distilbert'"),
-        ({"config.json": "not json"}, "model of type None"),
+        ({"config.json": '{"model_type": "bet"}'}, "has no files.json"),
+        ({"config.json": "not json"}, "has no files.json"),
     ],
 )
 def test_what_train_did_not_write_is_refused_in_one_sentence(
@@ -101,7 +102,7 @@ def test_calibration_rows_with_a_label_that_the_model_does_not_know_are_refused(
 
 def test_too_few_calibration_rows_send_every_answer_to_review_and_say_how_many_it_takes(tiny_checkpoint: Path) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint)
-    decision = calibration_of(checkpoint, RowFiles(calibration=REVIEWS)).decide(0.05, 0.95)
+    decision = checkpoint.calibrate(RowFiles(calibration=REVIEWS), 59).decide(0.05, 0.95)
     assert decision.risk_threshold == -1
     assert "59" in decision.message
 

@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from export import staged
 from export.__main__ import main
 from export.answers import Answers, compare
+from export.checkpoints import load_checkpoint
 from export.graph import ServedClassifier
+from export.outputs import BET
 from export.parity import Parity, run, torch_executor, ways_of_asking
-from export.rows import load_checkpoint
 from export.texts import GateText, choose_texts
-from train.checkpoint import seal
+from train.checkpoint import load_production, seal
 from train.model.posterior import Posterior
 
 Break = Callable[[onnx.ModelProto, Posterior], None]
@@ -200,16 +201,13 @@ def test_a_nan_on_both_sides_is_no_agreement(
 def some_texts(tiny_checkpoint: Path) -> list[GateText]:
     checkpoint = load_checkpoint(tiny_checkpoint)
     rows = [json.loads(line)["text"] for line in REVIEWS.read_text(encoding="utf-8").splitlines()]
-    config = checkpoint.model.config
-    return choose_texts(
-        checkpoint.tokenizer, rows, None, max_length=config.max_tokens, head_length=config.head_tokens, count=42
-    )
+    return choose_texts(checkpoint.encoder, rows, None, count=42)
 
 
 def answers_of(checkpoint: Path, texts: Sequence[GateText]) -> tuple[Answers, ServedClassifier, tuple[str, ...]]:
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_production(checkpoint)
     classifier = ServedClassifier(loaded.model, loaded.calibration.decide()).eval()
-    executor = torch_executor(classifier, loaded.label_names)
+    executor = torch_executor(classifier, BET, loaded.label_names)
     return (
         run(executor, [t.ids for t in texts], [([i], False) for i in range(len(texts))]),
         classifier,
@@ -221,7 +219,7 @@ def test_a_text_whose_answer_depends_on_its_neighbours_is_found(
     tiny_checkpoint: Path, some_texts: list[GateText]
 ) -> None:
     reference, classifier, labels = answers_of(tiny_checkpoint, some_texts)
-    honest = torch_executor(classifier, labels)
+    honest = torch_executor(classifier, BET, labels)
 
     def leaking(ids: np.ndarray, lengths: np.ndarray) -> Answers:
         answer = honest(ids, lengths)

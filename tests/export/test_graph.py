@@ -17,7 +17,7 @@ from export.add import clear_of_rows
 from export.errors import GraphError
 from export.graph import ServedClassifier, example_inputs
 from export.onnx_format import check_deterministic, check_loadable, open_session, write_onnx
-from export.outputs import CLASSIFIER_OUTPUTS, REASONS, TENSORS
+from export.outputs import BET, CLASSIFIER_OUTPUTS, REASONS
 from export.torchscript import open_torchscript, write_torchscript
 from train.decision import Decision
 from train.model import BetConfig, BetForSequenceClassification
@@ -65,7 +65,7 @@ def rows(*lengths: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def ask(classifier: ServedClassifier, ids: torch.Tensor, lengths: torch.Tensor) -> dict[str, np.ndarray]:
     with torch.no_grad():
-        return dict(zip(TENSORS, (t.numpy() for t in classifier(ids, lengths)), strict=True))
+        return dict(zip(BET.tensors, (t.numpy() for t in classifier(ids, lengths)), strict=True))
 
 
 @pytest.mark.parametrize("lengths", [(5, 0, 9), (5, 300, 9), (0, 0, 7), (64, 65, 1)])

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from export.encoder import TextEncoder
 from export.errors import GateError
 from export.texts import HOSTILE, choose_texts, length_buckets
-from train.tokenizer import encode, load_tokenizer
+from train.tokenizer import UNK_ID, encode, load_tokenizer
 
 REVIEWS = [
     "A wonderful film with a moving story, superb acting and a score that stays with you for days afterwards.",
@@ -39,7 +40,7 @@ def test_the_limit_and_what_is_beyond_it_have_buckets_of_their_own() -> None:
 
 def test_short_texts_are_joined_and_cut_until_every_bucket_is_full(tiny_checkpoint: Path) -> None:
     tokenizer = load_tokenizer(tiny_checkpoint)
-    texts = choose_texts(tokenizer, REVIEWS, [1, 0, 0], max_length=128, head_length=32, count=60)
+    texts = choose_texts(TextEncoder(tokenizer, 128, 32, False, UNK_ID), REVIEWS, [1, 0, 0], count=60)
     by_bucket = {name: [t for t in texts if t.bucket == name] for name in {t.bucket for t in texts}}
     assert set(by_bucket) == {"1", "2-16", "17-64", "65-127", "128", ">=129", "hostile"}
     assert all(len(chosen) >= 10 for chosen in by_bucket.values())
@@ -51,11 +52,12 @@ def test_short_texts_are_joined_and_cut_until_every_bucket_is_full(tiny_checkpoi
 
 
 def test_texts_made_to_hurt_are_always_among_them(tiny_checkpoint: Path) -> None:
-    texts = choose_texts(load_tokenizer(tiny_checkpoint), REVIEWS, None, max_length=64, head_length=16, count=7)
+    encoder = TextEncoder(load_tokenizer(tiny_checkpoint), 64, 16, False, UNK_ID)
+    texts = choose_texts(encoder, REVIEWS, None, count=7)
     assert [t.text for t in texts if t.bucket == "hostile"] == list(HOSTILE)
 
 
 def test_no_text_or_none_that_can_be_cut_is_said(tiny_checkpoint: Path) -> None:
-    tokenizer = load_tokenizer(tiny_checkpoint)
+    encoder = TextEncoder(load_tokenizer(tiny_checkpoint), 64, 16, False, UNK_ID)
     with pytest.raises(GateError, match="--texts FILE"):
-        choose_texts(tokenizer, ["", "  "], None, max_length=64, head_length=16, count=7)
+        choose_texts(encoder, ["", "  "], None, count=7)

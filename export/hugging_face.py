@@ -1,0 +1,291 @@
+"""A fine-tuned `AutoModelForSequenceClassification` folder as something to export.
+
+Loaded with nothing left to chance: eager attention, float32, safetensors alone, no code of its own, and no tensor
+missing or unexpected. It has no calibration, so the user's labelled rows give it one: a temperature and the scores to
+decide on. Whatever would answer wrongly without an error is refused here, before anything is exported.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import log_softmax
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from export.answers import Answers, Floats
+from export.encoder import Ids, TextEncoder
+from export.errors import GateError, RefusedCheckpointError
+from export.folder_facts import FolderFacts, read_facts
+from export.outputs import REASONS, SOFTMAX, Kind
+from export.padded import PaddedClassifier
+from export.rows import RowFiles, labelled_rows
+from export.temperature import fit_temperature
+from train.calibration import Calibration, every_class, fitting_and_scoring
+from train.checkpoint import sha256_of
+from train.decision import Decision
+from train.errors import CalibrationError
+
+PADDING_TOLERANCE = 1e-4  # largest |Δp| by padding; the ten families are within 5e-7, FNet and XLNet 0.7 off
+_PADDED_TOGETHER = 4
+_TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class HuggingFaceCheckpoint:
+    """A single-label classifier of the Hugging Face kind, loaded; `model` is in evaluation mode."""
+
+    path: Path
+    facts: FolderFacts
+    model: PreTrainedModel
+    encoder: TextEncoder
+    tokenizer_file: bytes
+    kind: Kind = SOFTMAX
+
+    @staticmethod
+    def load(path: Path, max_tokens: int | None = None) -> HuggingFaceCheckpoint:
+        """Load and check a folder.
+
+        Raises:
+            RefusedCheckpointError: in one sentence, for what would not answer as it did in training.
+        """
+        facts = read_facts(path, max_tokens)
+        model = _load_model(path, facts)
+        content = _tokenizer_file(path)
+        encoder = _encoder(path, content, facts)
+        embedding: Any = model.get_input_embeddings()
+        rows = int(embedding.weight.shape[0])
+        highest = max(encoder.tokenizer.get_vocab(with_added_tokens=True).values())
+        if highest >= rows:
+            raise RefusedCheckpointError(
+                f"{path}: the tokenizer gives ids up to {highest} and the model has embeddings for {rows}: this is "
+                "another model's tokenizer; put the right one into the folder"
+            )
+        return HuggingFaceCheckpoint(path, facts, model, encoder, content)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Class names in the order of the probabilities."""
+        return self.facts.label_names
+
+    @property
+    def identity(self) -> str:
+        """A hash over configuration, weights and tokenizer."""
+        return self.facts.identity
+
+    def calibrate(self, files: RowFiles, least_rows: int) -> Calibration:
+        """Fit the temperature on a quarter of the user's rows, and score the others.
+
+        Raises:
+            DataError, CalibrationError: if the rows cannot be read, or are too few to prove anything.
+            RefusedCheckpointError: if the model's answers depend on padding, or are not numbers.
+        """
+        if files.calibration is None:
+            raise CalibrationError(
+                f"{self.path} brings no calibration: give labelled rows that it was not trained on with "
+                "--calibration FILE (some hundreds, CSV, JSONL or Parquet)"
+            )
+        texts, given = labelled_rows(files.calibration, files, self.label_names)
+        labels = np.array(given, dtype=np.int64)
+        fit, scored = fitting_and_scoring(labels)
+        every_class(labels[fit], labels[scored], self.label_names)
+        if len(scored) < least_rows:
+            raise CalibrationError(
+                f"{files.calibration} holds {len(labels)} rows, of which {len(scored)} are left to prove the error "
+                f"budget on, and it takes at least {least_rows} without an error: give at least "
+                f"{-(-least_rows * 4 // 3)} rows, or allow a larger --max-error"
+            )
+        documents = self.encoder.encode(texts)
+        self.require_padding_is_harmless(documents)
+        logits = np.concatenate([self.logits([document]) for document in documents])
+        if not np.isfinite(logits).all():
+            first = int(np.flatnonzero(~np.isfinite(logits).all(1))[0])
+            raise RefusedCheckpointError(
+                f"{self.path} answers row {first + 1} of {files.calibration} with {logits[first].tolist()}, which are "
+                "no numbers; its weights are damaged or overflow: use another checkpoint"
+            )
+        temperature = fit_temperature(logits[fit], labels[fit])
+        log_p = log_softmax(logits / np.float32(temperature), axis=1)
+        total = -(np.exp(log_p) * log_p).sum(1)
+        right = log_p.argmax(1) == labels
+        return Calibration(
+            total=total[scored].tolist(),
+            epistemic=[],
+            true_probability=np.exp(log_p[scored, labels[scored]]).tolist(),
+            correct=right[scored].tolist(),
+            num_classes=len(self.label_names),
+            novelty_threshold=None,
+            novelty_quantile=None,
+            fitting_total=total[fit].tolist(),
+            fitting_correct=right[fit].tolist(),
+            temperature=temperature,
+        )
+
+    def held_out(self, files: RowFiles) -> tuple[list[str], list[int] | None]:
+        """The user's labelled rows.
+
+        Raises:
+            GateError: without any.
+        """
+        if files.calibration is None:
+            raise GateError(f"{self.path} names no corpus; give real texts with --texts FILE")
+        return labelled_rows(files.calibration, files, self.label_names)
+
+    def classifier(self, decision: Decision) -> PaddedClassifier:
+        """The model with temperature and decision, ragged outside."""
+        return PaddedClassifier(self.model, decision, self.facts.max_tokens, self.facts.pad_id).eval()
+
+    def answers(self, decision: Decision, documents: Sequence[Ids]) -> Answers:
+        """The model's own answers, each text alone, with the decision taken here and not by the exported module."""
+        assert decision.temperature is not None
+        labels = np.array(self.label_names, dtype=np.str_)
+        parts = []
+        for document in documents:
+            log_p = log_softmax(self.logits([document]) / np.float32(decision.temperature), axis=1)
+            probabilities = np.exp(log_p)
+            total = -(probabilities * log_p).sum(1)
+            uncertain = ~(total <= np.float32(decision.risk_threshold))
+            parts.append(
+                Answers(
+                    label=labels[probabilities.argmax(1)],
+                    probabilities=probabilities,
+                    total=total,
+                    review=uncertain,
+                    reason=np.where(uncertain, REASONS[1], REASONS[0]),
+                    prediction_set=(1 - probabilities) <= np.float32(decision.conformal_threshold),
+                )
+            )
+        return Answers.joined(parts)
+
+    def record(self, files: RowFiles) -> dict[str, Any]:
+        """The configuration, and the rows that it was calibrated on; what it was trained on, nobody says."""
+        rows = files.calibration
+        return {
+            "config": json.loads((self.path / "config.json").read_text(encoding="utf-8")),
+            "data": rows
+            and {
+                "calibration": str(rows.resolve()),
+                "sha256": sha256_of(rows),
+                "text_column": files.text_column,
+                "label_column": files.label_column,
+            },
+            "metrics": None,
+            "training": {
+                "dtype": str(self.facts.config.dtype or "float32").removeprefix("torch."),
+                "served": "float32",
+            },
+        }
+
+    @torch.no_grad()
+    def logits(self, documents: Sequence[Ids]) -> Floats:
+        """Logits [R, C] of texts side by side, in eager PyTorch; of a single text without any padding."""
+        width = max(map(len, documents))
+        ids = torch.full((len(documents), width), self.facts.pad_id)
+        mask = torch.zeros((len(documents), width), dtype=torch.int64)
+        for row, document in enumerate(documents):
+            ids[row, : len(document)] = torch.from_numpy(document)
+            mask[row, : len(document)] = 1
+        answer: Tensor = self.model(input_ids=ids, attention_mask=mask).logits
+        return answer.numpy()
+
+    def require_padding_is_harmless(self, documents: Sequence[Ids]) -> None:
+        """Compare texts beside a longer one with the same texts alone, before anything is built on it.
+
+        Raises:
+            RefusedCheckpointError: with the largest difference.
+        """
+        by_length = sorted(documents, key=len)
+        some = [by_length[i * (len(by_length) - 1) // (_PADDED_TOGETHER - 1)] for i in range(_PADDED_TOGETHER)]
+        full = np.resize(by_length[-1], self.facts.max_tokens)  # a text at the limit, or positions that do not reach it
+        try:
+            together = self.logits([*some, full])
+            alone = np.concatenate([self.logits([document]) for document in [*some, full]])
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise RefusedCheckpointError(
+                f"{self.path}: {type(self.model).__name__} fails on texts of up to {self.facts.max_tokens} tokens "
+                f"({error}); give the right limit with --max-tokens, or another architecture"
+            ) from error
+        gap = np.abs(np.exp(log_softmax(together, axis=1)) - np.exp(log_softmax(alone, axis=1))).max()
+        if gap > PADDING_TOLERANCE:  # what is not a number is said with the rows that it comes from
+            raise RefusedCheckpointError(
+                f"{self.path}: {type(self.model).__name__} answers differently where a text is padded, by {gap:.2g} in "
+                "probability, so joined requests would change each other's answers; use an encoder such as BERT, "
+                "RoBERTa, DeBERTa or ModernBERT"
+            )
+
+
+def _load_model(path: Path, facts: FolderFacts) -> PreTrainedModel:
+    try:
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=facts.config,
+            attn_implementation="eager",
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RefusedCheckpointError(f"{path} cannot be loaded as a sequence classifier: {first}") from error
+    faults = {kind: sorted(map(str, loaded[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(faults.values()):
+        said = "; ".join(
+            f"{kind.removesuffix('_keys')}: {', '.join(keys[:4])}" for kind, keys in faults.items() if keys
+        )
+        raise RefusedCheckpointError(
+            f"{path}: the weights are not those of a {type(model).__name__} ({said}); what is missing would be random: "
+            "give the folder that fine-tuning wrote"
+        )
+    damaged = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
+    if damaged:
+        raise RefusedCheckpointError(
+            f"{path}: {len(damaged)} tensors hold values that are no numbers ({damaged[0]} …); use another checkpoint"
+        )
+    loaded_model: PreTrainedModel = model.eval().requires_grad_(False)
+    return loaded_model
+
+
+def _tokenizer_file(path: Path) -> bytes:
+    """The folder's `tokenizer.json`, or the one that transformers converts a slow tokenizer to."""
+    if (path / _TOKENIZER).is_file():
+        return (path / _TOKENIZER).read_bytes()
+    try:
+        converted = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        with tempfile.TemporaryDirectory() as folder:
+            converted.save_pretrained(folder)
+            return (Path(folder) / _TOKENIZER).read_bytes()
+    except Exception as error:  # whatever a converter raises, the folder lacks what it would take
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RefusedCheckpointError(
+            f"{path} has no {_TOKENIZER}, and its tokenizer could not be converted ({first}); load it with "
+            "AutoTokenizer(use_fast=True) where it was trained, and save it into the folder"
+        ) from error
+
+
+def _encoder(path: Path, content: bytes, facts: FolderFacts) -> TextEncoder:
+    try:
+        tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        raise RefusedCheckpointError(f"{path / _TOKENIZER} is not a tokenizer: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # a user's "[SEP]" is plain text
+    example = tokenizer.encode("a")
+    if any(example.type_ids):
+        raise RefusedCheckpointError(
+            f"{path / _TOKENIZER} gives a single text the type ids {example.type_ids}, and the served graph knows type "
+            "0 alone; use a tokenizer whose template gives 0"
+        )
+    special = example.special_tokens_mask
+    closing = special[::-1].index(0) if 0 in special else 0
+    return TextEncoder(tokenizer, facts.max_tokens, facts.max_tokens - closing, True, facts.pad_id)
