@@ -15,7 +15,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from export import versions
 from export.add import GATE_TEXTS, PADDED_GATE_TEXTS, AddOptions, add
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     for library in ("datasets", "httpx", "fsspec", "filelock", "transformers"):
         logging.getLogger(library).setLevel(logging.WARNING)
     disable_progress_bar()  # transformers draws one for loading a file that takes a blink
+    set_verbosity_error()  # what it warns of and matters is refused, in one sentence (export.hugging_face)
     try:
         return int(options.run(options))
     except (ExportError, TrainError, OSError) as error:  # OSError: a full disk, a folder that may not be written

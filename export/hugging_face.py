@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from scipy.special import log_softmax
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -37,6 +38,7 @@ from train.errors import CalibrationError
 PADDING_TOLERANCE = 1e-4  # largest |Δp| by padding; the ten families are within 5e-7, FNet and XLNet 0.7 off
 _PADDED_TOGETHER = 4
 _TOKENIZER = "tokenizer.json"
+_VOCABULARIES = ("vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 
 
 @dataclass(frozen=True)
@@ -232,12 +234,16 @@ def _load_model(path: Path, facts: FolderFacts) -> PreTrainedModel:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the loading info, where they can be named
             local_files_only=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RefusedCheckpointError(f"{path} cannot be loaded as a sequence classifier: {first}") from error
-    faults = {kind: sorted(map(str, loaded[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    faults = {
+        kind: sorted(key if isinstance(key, str) else key[0] for key in loaded[kind])
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
     if any(faults.values()):
         said = "; ".join(
             f"{kind.removesuffix('_keys')}: {', '.join(keys[:4])}" for kind, keys in faults.items() if keys
@@ -259,6 +265,11 @@ def _tokenizer_file(path: Path) -> bytes:
     """The folder's `tokenizer.json`, or the one that transformers converts a slow tokenizer to."""
     if (path / _TOKENIZER).is_file():
         return (path / _TOKENIZER).read_bytes()
+    if not any((path / file).is_file() for file in _VOCABULARIES):  # transformers would make up an empty one
+        raise RefusedCheckpointError(
+            f"{path} has no {_TOKENIZER}, and no {', '.join(_VOCABULARIES)} to make one from; save the tokenizer that "
+            "the model was trained with into the folder"
+        )
     try:
         converted = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         with tempfile.TemporaryDirectory() as folder:

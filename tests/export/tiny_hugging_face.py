@@ -84,8 +84,9 @@ FAMILIES = {
         positions=1000,
         more={**_SMALL, "local_attention": 8, "global_attn_every_n_layers": 2},
     ),
-    # Beyond the list: its answer depends on padding.
+    # Beyond the list: the answer of the first depends on padding, positions of the second begin behind the padding's.
     "fnet": Family(transformers.FNetConfig, *_BERT, more={k: v for k, v in _SMALL.items() if "heads" not in k}),
+    "data2vec-text": Family(transformers.Data2VecTextConfig, *_ROBERTA, LIMIT + 2, {**_SMALL, "type_vocab_size": 1}),
 }  # fmt: skip
 
 
