@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification
 
 from export import staged
 from export.__main__ import main
-from export.add import in_process_parity
+from export.add import clear_of_rows, in_process_parity
 from export.checkpoints import gate_texts, load_checkpoint
 from export.hugging_face import HuggingFaceCheckpoint
 from export.onnx_format import open_session
@@ -65,11 +65,11 @@ def load(folder: Path, family: str) -> HuggingFaceCheckpoint:
 
 def stage(folder: Path, family: str, to: Path) -> StagedVersion:
     checkpoint, files = load(folder, family), RowFiles(calibration=folder / "rows.csv")
-    staged_version = StagedVersion(
-        to, Names("theirs"), checkpoint, checkpoint.calibrate(files, 59).decide(max_error=0.2), files
-    )
-    staged_version.write()
-    return staged_version
+    calibration = checkpoint.calibrate(files, 59)
+    decision = clear_of_rows(calibration.decide(max_error=0.2), calibration.true_probability)
+    version = StagedVersion(to, Names("theirs"), checkpoint, decision, files)
+    version.write()
+    return version
 
 
 @pytest.mark.parametrize("family", SERVED)

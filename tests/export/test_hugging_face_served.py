@@ -38,10 +38,8 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def add(model: Path, rows: Path, models: Path, name: str = "theirs") -> int:
-    return main(
-        ["add", str(model), "--calibration", str(rows), "--name", name, "--repository", str(models)]
-        + ["--max-error", "0.2", "--gate-texts", "28"]
-    )
+    arguments = ["add", str(model), "--calibration", str(rows), "--name", name, "--repository", str(models)]
+    return main([*arguments, "--max-error", "0.2", "--gate-texts", "28"])
 
 
 def test_the_version_says_what_it_was_made_of(theirs: Path) -> None:

@@ -48,7 +48,7 @@ class Family:
 
 
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-_BERT = (("[PAD]", "[UNK]", "[CLS]", "[SEP]"), "[CLS]", "[SEP]", "[PAD]", "[UNK]")
+_BERT = (("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), "[CLS]", "[SEP]", "[PAD]", "[UNK]")
 _ROBERTA = (("<s>", "<pad>", "</s>", "<unk>"), "<s>", "</s>", "<pad>", "<unk>")
 FAMILIES = {
     "bert": Family(transformers.BertConfig, *_BERT, more=_SMALL),
@@ -124,7 +124,7 @@ def write_folder(folder: Path, family: str = "bert", labels: tuple[str, ...] = L
         encodings = tokenizer.encode_batch(list(TEXTS[:60]))
         logits = torch.cat([model(input_ids=torch.tensor([row.ids[:LIMIT]])).logits for row in encodings])
         weight, bias = [p for p in model.parameters() if p.shape[0] == len(labels)][-2:]
-        scale = 4 / logits.std(0)
+        scale = 6 / logits.std(0)
         weight.mul_(scale[:, None])
         bias.copy_((bias - logits.mean(0)) * scale)
     model.save_pretrained(folder)
