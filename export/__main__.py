@@ -23,7 +23,7 @@ from export.control import promote, rollback
 from export.errors import ExportError
 from export.repository import DEFAULT_NAME, Names
 from export.rows import RowFiles
-from export.verify import VERIFY_TEXTS, VerifyOptions, verify
+from export.verify import PADDED_VERIFY_TEXTS, VERIFY_TEXTS, VerifyOptions, verify
 from train.errors import TrainError
 from verdict import Report
 
@@ -160,11 +160,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--max-tokens", type=int, metavar="N", help="tokens to read of a text, where the architecture states no limit"
     )
-    _gate_options(command, None, f"{GATE_TEXTS}, or {PADDED_GATE_TEXTS} for Hugging Face")
+    _gate_options(command, f"{GATE_TEXTS}, or {PADDED_GATE_TEXTS} for Hugging Face")
 
     command = _command(commands, "verify", _verify, "compare a running server with the pinned version", "bet")
     command.add_argument("name", metavar="NAME")
-    _gate_options(command, VERIFY_TEXTS, str(VERIFY_TEXTS))
+    _gate_options(command, f"{VERIFY_TEXTS}, or {PADDED_VERIFY_TEXTS} for Hugging Face")
     _server_options(command, "the server to compare (default: Triton's port of the protocol on this machine)")
     command.add_argument("--report-only", action="store_true", help="exit with 0 even if a check does not hold")
 
@@ -202,11 +202,11 @@ def _command(
     return command
 
 
-def _gate_options(command: argparse.ArgumentParser, count: int | None, said: str) -> None:
+def _gate_options(command: argparse.ArgumentParser, count: str) -> None:
     command.add_argument("--texts", type=Path, metavar="FILE", help="texts to compare on (CSV, JSONL or Parquet)")
     command.add_argument("--text-column", default="text", help="in FILE (default: %(default)s)")
     command.add_argument("--label-column", default="label", help="in FILE (default: %(default)s)")
-    command.add_argument("--gate-texts", type=int, default=count, metavar="N", help=f"texts to compare ({said})")
+    command.add_argument("--gate-texts", type=int, metavar="N", help=f"texts to compare ({count})")
 
 
 def _server_options(command: argparse.ArgumentParser, what: str) -> None:

@@ -89,8 +89,16 @@ def _label_names(path: Path, raw: dict[str, Any]) -> tuple[str, ...]:
     given, count = raw.get("id2label"), raw.get("num_labels")
     if given is None:
         given = {i: f"LABEL_{i}" for i in range(2 if count is None else count)}
-    by_number = dict(enumerate(given)) if isinstance(given, list) else {int(key): name for key, name in given.items()}
     where = f"{path / CONFIG}: id2label"
+    back = raw.get("label2id") or {}
+    try:
+        listed = isinstance(given, list)
+        by_number = dict(enumerate(given)) if listed else {int(key): name for key, name in given.items()}
+        back = {name: int(number) for name, number in back.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RefusedCheckpointError(
+            f"{where} or label2id does not map numbers and names ({error}); mend it"
+        ) from error
     if sorted(by_number) != list(range(len(by_number))) or len(by_number) < 1:
         raise RefusedCheckpointError(
             f"{where} numbers the classes {sorted(by_number)}, which leaves gaps; number them from 0 to "
@@ -101,8 +109,7 @@ def _label_names(path: Path, raw: dict[str, Any]) -> tuple[str, ...]:
         raise RefusedCheckpointError(f"{where} gives two classes one name, or none: {', '.join(names)}; rename them")
     if count is not None and count != len(names):
         raise RefusedCheckpointError(f"{where} names {len(names)} classes and num_labels says {count}; mend one")
-    back = raw.get("label2id") or {}
-    wrong = {name: number for name, number in back.items() if by_number.get(int(number)) != name}
+    wrong = [name for name, number in back.items() if by_number.get(number) != name]
     if wrong:
         raise RefusedCheckpointError(
             f"{where} and label2id contradict each other on {', '.join(map(repr, wrong))}; mend the wrong one, since "
@@ -132,13 +139,22 @@ def _require_one_set_of_weights(path: Path) -> None:
     if not (path / WEIGHTS).is_file() or not (path / PICKLED).is_file():
         return
     ours = load_file(path / WEIGHTS)
-    theirs = torch.load(path / PICKLED, map_location="cpu", weights_only=True)
-    differ = [name for name in ours if name in theirs and not torch.equal(ours[name], theirs[name])]
+    try:
+        theirs = torch.load(path / PICKLED, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+        raise RefusedCheckpointError(
+            f"{path}: {PICKLED} beside {WEIGHTS} cannot be read as weights alone; delete it if {WEIGHTS} is right"
+        ) from error
+    differ = [name for name in ours if name in theirs and not _same(ours[name], theirs[name])]
     if differ:
         raise RefusedCheckpointError(
             f"{path}: {WEIGHTS} and {PICKLED} differ in {len(differ)} tensors ({differ[0]} …); keep the one that was "
             "evaluated and delete the other"
         )
+
+
+def _same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.equal(ours.float(), theirs.float())
 
 
 def _limit(path: Path, config: PretrainedConfig, asked: int | None) -> int:

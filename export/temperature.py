@@ -12,11 +12,14 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-_LARGEST = 20.0  # or its inverse: beyond it the rows are all right or all wrong, and say no more about the number
+_LARGEST = 20.0  # or its inverse; the prior keeps away from both
+# Standard deviation of a normal prior on the logarithm: without one, rows that are all answered rightly would be fitted
+# best by a temperature of zero.
+_PRIOR = 1.0
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The temperature with the smallest negative log-likelihood.
+    """The temperature with the smallest negative log-likelihood, kept near 1 by a prior that weighs as one row does.
 
     Args:
         logits: [N, C].
@@ -26,7 +29,8 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
-        return float(-log_softmax(wide / math.exp(log_temperature), axis=1)[rows, labels].mean())
+        likelihood = log_softmax(wide / math.exp(log_temperature), axis=1)[rows, labels].sum()
+        return float(0.5 * (log_temperature / _PRIOR) ** 2 - likelihood)
 
     edge = math.log(_LARGEST)
     found = minimize_scalar(loss, bounds=(-edge, edge), method="bounded", options={"xatol": 1e-4})

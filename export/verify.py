@@ -33,7 +33,7 @@ from train.errors import TrainError
 from train.tokenizer import load_tokenizer
 from verdict import Report
 
-VERIFY_TEXTS = 126
+VERIFY_TEXTS, PADDED_VERIFY_TEXTS = 126, 42
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +46,7 @@ class VerifyOptions:
     url: str = "localhost:8001"
     protocol: Protocol = "grpc"
     files: RowFiles = field(default_factory=RowFiles)
-    texts: int = VERIFY_TEXTS
+    texts: int | None = None  # by default as many as the kind of checkpoint allows in reasonable time
 
 
 def verify(options: VerifyOptions) -> Report:
@@ -129,15 +129,16 @@ def _files_of(options: VerifyOptions, manifest: dict[str, Any]) -> RowFiles:
 def _texts(
     options: VerifyOptions, names: Names, number: int, manifest: dict[str, Any], checkpoint: Exportable | None
 ) -> list[GateText]:
+    count = options.texts or (PADDED_VERIFY_TEXTS if kind_of(manifest).padded else VERIFY_TEXTS)
     if checkpoint is not None:
         try:
-            return gate_texts(checkpoint, _files_of(options, manifest), options.texts)
+            return gate_texts(checkpoint, _files_of(options, manifest), count)
         except GateError as error:
             _log.info("%s; the manifest's golden texts are compared", error)
     encoder = encoder_of(load_tokenizer(options.repository / names.tokenizer / str(number)), manifest["tokenizer"])
     if options.files.texts is not None:
         texts = texts_of(options.files.texts, options.files.text_column)
-        return choose_texts(encoder, texts, None, count=options.texts)
+        return choose_texts(encoder, texts, None, count=count)
     return _golden(encoder, [case["text"] for case in manifest["tokenizer"]["golden"]])
 
 

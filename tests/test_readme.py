@@ -95,13 +95,14 @@ def test_my_data_becomes_a_served_classifier(tmp_path: Path) -> None:
     assert (tmp_path / "build/evaluate/report.json").is_file()
 
 
-def test_my_checkpoint_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "their-model").mkdir()
-    (tmp_path / "their-model" / "config.json").write_text('{"model_type": "distilbert"}')
-    (line,) = commands("my-checkpoint")
-    refusal = run(line, tmp_path, status=int(BLOCKS["my-checkpoint"]["status"])).stderr
-    assert refusal.startswith("error: ")
-    assert len(refusal.splitlines()) == 1
+def test_my_checkpoint_becomes_a_served_classifier(tmp_path: Path) -> None:
+    from tiny_hugging_face import write_folder, write_rows  # noqa: PLC0415
+
+    write_rows(write_folder(tmp_path / "their-model", "distilbert"), tmp_path / "rows.csv")
+    added, listed = (run(line, tmp_path).stdout for line in commands("my-checkpoint"))
+    assert "version 1 of 'theirs' answers from now on" in added
+    assert "MISSED" not in added
+    assert "anger, joy, neither" in listed
 
 
 def test_my_application_asks_by_shell_python_and_curl(checkout: Path, ports: dict[str, str]) -> None:

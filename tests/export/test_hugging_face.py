@@ -159,6 +159,11 @@ def test_the_temperature_undoes_how_much_too_sure_a_model_is(times: float) -> No
     assert fit_temperature((times * logits).astype(np.float32), labels) == pytest.approx(times, rel=0.06)
 
 
+def test_rows_that_are_all_right_do_not_make_a_model_infinitely_sure() -> None:
+    logits = np.tile(np.float32([3, 0, 0]), (120, 1))
+    assert 0.3 < fit_temperature(logits, np.zeros(120, np.int64)) < 1
+
+
 def wrong_temperature(model: onnx.ModelProto) -> None:
     (tensor,) = (t for t in model.graph.initializer if t.name.endswith("temperature"))
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.05), tensor.name))
