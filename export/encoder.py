@@ -21,7 +21,8 @@ class TextEncoder:
     """A tokenizer without stored padding and truncation, and the cut of texts that are too long.
 
     Such a text keeps its first `head_length` ids and its last `max_length - head_length`. That is BET's head and tail,
-    and with the closing special tokens alone as tail it is the usual truncation on the right.
+    and with the closing special tokens alone as tail it is the usual truncation on the right, with the opening ones
+    alone as head that on the left.
     """
 
     tokenizer: Tokenizer

@@ -298,5 +298,13 @@ def _encoder(path: Path, content: bytes, facts: FolderFacts) -> TextEncoder:
             "0 alone; use a tokenizer whose template gives 0"
         )
     special = example.special_tokens_mask
-    closing = special[::-1].index(0) if 0 in special else 0
-    return TextEncoder(tokenizer, facts.max_tokens, facts.max_tokens - closing, True, facts.pad_id)
+    opening, closing = (special.index(0), special[::-1].index(0)) if 0 in special else (0, 0)
+    head = opening if _cuts_on_the_left(path) else facts.max_tokens - closing
+    return TextEncoder(tokenizer, facts.max_tokens, head, True, facts.pad_id)
+
+
+def _cuts_on_the_left(path: Path) -> bool:
+    """Whether a long text was cut at its beginning in training, as models of dialogues are."""
+    file = path / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return isinstance(config, dict) and config.get("truncation_side") == "left"

@@ -103,6 +103,16 @@ def test_ids_and_cut_are_those_of_the_tokenizer_itself(family: str, made: Callab
     assert max(map(len, checkpoint.encoder.encode(texts))) == LIMIT
 
 
+def test_a_model_that_was_trained_on_the_ends_of_texts_reads_their_ends(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", "bert")
+    (folder / "tokenizer_config.json").write_text('{"truncation_side": "left"}')
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    own.no_padding()
+    own.enable_truncation(LIMIT, direction="left")
+    text = " ".join(TEXTS[:9])
+    assert load(tmp_path, "bert").encoder.encode([text])[0].tolist() == own.encode(text).ids
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_a_users_special_tokens_are_plain_text(family: str, made: Callable[[str], Path]) -> None:
     encoder = load(made(family), family).encoder
@@ -181,6 +191,18 @@ def swapped_labels(model: onnx.ModelProto) -> None:
     names.string_data[:] = names.string_data[::-1]
 
 
+def wrong_activation(model: onnx.ModelProto) -> None:
+    (node,) = (n for n in model.graph.node if "probabilities" in n.output)
+    node.op_type, node.name = "Sigmoid", "wrong_activation"
+
+
+def swapped_arguments(model: onnx.ModelProto) -> None:
+    other = {"padded_ids": "attention_mask", "attention_mask": "padded_ids"}
+    for node in model.graph.node:
+        if node.output[0] in other:
+            node.output[0] = other[node.output[0]]
+
+
 def padded_on_the_left(model: onnx.ModelProto) -> None:
     """Each row's tokens moved to its end, as a tokenizer with padding_side="left" would have it."""
     for node in model.graph.node:
@@ -204,6 +226,8 @@ def padded_on_the_left(model: onnx.ModelProto) -> None:
         (wrong_temperature, "parity_onnx"),
         (one_weight_changed, "parity_onnx"),
         (swapped_labels, "label_flips"),
+        (wrong_activation, "parity_onnx"),
+        (swapped_arguments, "parity_onnx"),
         (padded_on_the_left, "parity_onnx"),
     ],
 )

@@ -143,6 +143,16 @@ def test_another_models_tokenizer(folder: Path, rows: Path, refused: Callable[..
     assert "has no tokenizer.json" in refused(folder, "--calibration", str(rows))
 
 
+def test_a_tokenizer_that_gives_a_text_other_types_than_the_graph_has(
+    folder: Path, rows: Path, refused: Callable[..., str]
+) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    for piece in content["post_processor"]["single"]:
+        next(iter(piece.values()))["type_id"] = 1
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert "type ids [1, 1" in refused(folder, "--calibration", str(rows))
+
+
 def test_a_limit_that_nobody_states_or_the_model_does_not_have(
     folder: Path, rows: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
