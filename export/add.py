@@ -112,7 +112,7 @@ def add(options: AddOptions) -> Added:
         parity.add_to(report)
         for stage, seconds in timer.seconds.items():
             report.add(f"seconds_{stage}", seconds, "s")
-        report.add("accuracy", sum(calibration.correct) / len(calibration.correct), "of calibration rows")
+        report.add("calibration_accuracy", sum(calibration.correct) / len(calibration.correct), "of calibration rows")
         report.add("accepted_share", decision.accepted_share, "of calibration rows")
         if not report.holds:
             return Added(report, None)
