@@ -126,6 +126,16 @@ def test_an_empty_or_over_long_row_is_finite_and_leaves_its_neighbours_alone(har
             torch.testing.assert_close(cut, whole[1:2], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("foreign", [300, 10**9, -7])
+def test_an_id_outside_the_vocabulary_counts_as_nothing(foreign: int) -> None:
+    texts = draw_texts([20, 9])
+    texts[1][4:] = foreign
+    for together, alone in zip(answers(MODELS[2], texts), answers(MODELS[2], [texts[0]]), strict=True):
+        torch.testing.assert_close(together[:1], alone, atol=2e-5, rtol=1e-4)
+    for cut, whole in zip(answers(MODELS[2], [texts[1][:4]]), answers(MODELS[2], [texts[1]]), strict=True):
+        torch.testing.assert_close(cut, whole, atol=2e-5, rtol=1e-4)
+
+
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=5), st.randoms(use_true_random=False))
 @settings(max_examples=25, deadline=None)
 def test_unigram_evidence_is_invariant_to_the_order_of_words(lengths: list[int], random: object) -> None:
