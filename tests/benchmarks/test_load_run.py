@@ -120,7 +120,7 @@ def test_a_stall_of_the_server_shows_in_the_tail_and_is_not_blamed_on_the_genera
 def test_http_in_a_closed_loop_asks_without_pause_and_checks_the_answers(
     benchmarks: Command, triton: serve.Server, texts_file: Path, lenient: Path
 ) -> None:
-    # A closed loop takes what the machine gives, and a busy one may call its own generator too slow: not this test's say.
+    # A closed loop takes what the machine gives, and a busy one may call its own generator too slow.
     closed = ("--protocol", "http", "--rate", "0", "--duration", "2", "--report-only")
     run = benchmarks.load(triton.http_url, texts_file, lenient, *closed).finish()
     assert run.process.returncode == 0, run.errors
