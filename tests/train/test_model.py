@@ -208,6 +208,22 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_mixed_precision_trains(precision: torch.dtype) -> None:
+    model = random_model().train()
+    batch = {"input_ids": draw_texts([50])[0], "lengths": column([50]), "labels": torch.tensor([1])}
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(5)
+        model.zero_grad()
+        with torch.autocast("cpu", precision, enabled=enabled):
+            loss = model(**batch).loss
+        loss.backward()
+        losses.append(loss.item())
+        assert torch.isfinite(model.trunk.project_in.weight.grad).all()
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+
+
 def test_it_survives_save_and_load_with_all_its_tables(tmp_path: object) -> None:
     model = random_model()
     model.save_pretrained(tmp_path)
