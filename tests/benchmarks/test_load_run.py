@@ -46,8 +46,8 @@ def test_executions_and_batch_size_come_from_the_classifier_step_alone(runs: dic
     values, counts = runs["bet"].values, runs["bet"].report["triton"]["steps"]["bet_classifier"]
     assert counts["executions"] == values["executions"] <= counts["inferences"]
     assert values["mean_batch_size"] == pytest.approx(counts["inferences"] / counts["executions"])
-    # What is under way when the counters are read counts on one side only, and a busy machine reads them late; a sum over
-    # the steps would be twice as much.
+    # What is under way when the counters are read counts on one side only, and a busy machine reads them late; a sum
+    # over the steps would be twice as much.
     assert counts["inferences"] == pytest.approx(RATE * DURATION, rel=0.2)
 
 
