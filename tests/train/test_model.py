@@ -126,6 +126,16 @@ def test_an_empty_or_over_long_row_is_finite_and_leaves_its_neighbours_alone(har
             torch.testing.assert_close(cut, whole[1:2], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("foreign", [300, 10**9, -7])
+def test_an_id_outside_the_vocabulary_counts_as_nothing(foreign: int) -> None:
+    texts = draw_texts([20, 9])
+    texts[1][4:] = foreign
+    for together, alone in zip(answers(MODELS[2], texts), answers(MODELS[2], [texts[0]]), strict=True):
+        torch.testing.assert_close(together[:1], alone, atol=2e-5, rtol=1e-4)
+    for cut, whole in zip(answers(MODELS[2], [texts[1][:4]]), answers(MODELS[2], [texts[1]]), strict=True):
+        torch.testing.assert_close(cut, whole, atol=2e-5, rtol=1e-4)
+
+
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=5), st.randoms(use_true_random=False))
 @settings(max_examples=25, deadline=None)
 def test_unigram_evidence_is_invariant_to_the_order_of_words(lengths: list[int], random: object) -> None:
@@ -196,6 +206,22 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         model(**batch).loss.backward()
         gradients.append(model.trunk.project_in.weight.grad.clone())
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_mixed_precision_trains(precision: torch.dtype) -> None:
+    model = random_model().train()
+    batch = {"input_ids": draw_texts([50])[0], "lengths": column([50]), "labels": torch.tensor([1])}
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(5)
+        model.zero_grad()
+        with torch.autocast("cpu", precision, enabled=enabled):
+            loss = model(**batch).loss
+        loss.backward()
+        losses.append(loss.item())
+        assert torch.isfinite(model.trunk.project_in.weight.grad).all()
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
 
 
 def test_it_survives_save_and_load_with_all_its_tables(tmp_path: object) -> None:

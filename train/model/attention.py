@@ -130,11 +130,13 @@ class MartingaleAwareAttention(nn.Module):
 
         where = segments.row[:, None].expand(slots, orders * heads)
         peak = peak.reshape(slots, -1)
-        highest = torch.full((rows, orders * heads), -1e30, dtype=x.dtype, device=x.device)
+        highest = torch.full((rows, orders * heads), torch.finfo(peak.dtype).min, dtype=peak.dtype, device=x.device)
         highest = highest.scatter_reduce(0, where, peak, "amax")
         scale = (peak - highest[segments.row]).exp()
         norm = sum_by_row(scale * weight.sum(-1).reshape(slots, -1), segments.row, rows)
         scaled = partial * scale.reshape(slots, orders, heads, 1)
         total = sum_by_row(scaled.reshape(slots, -1), segments.row, rows).reshape(rows, orders, heads, e)
         # The clamp keeps a text without tokens finite; its neighbours never see it.
-        return (total / norm.clamp(min=1e-20).reshape(rows, orders, heads, 1)).reshape(rows, orders, heads * e)
+        return (total / norm.clamp(min=torch.finfo(norm.dtype).tiny).reshape(rows, orders, heads, 1)).reshape(
+            rows, orders, heads * e
+        )

@@ -179,5 +179,5 @@ class BetForSequenceClassification(PreTrainedModel):
         )
 
     def _read(self, input_ids: Tensor, lengths: Tensor) -> tuple[Tokens, Segments]:
-        tokens = read_tokens(input_ids, lengths, self.config.max_tokens)
+        tokens = read_tokens(input_ids, lengths, max_length=self.config.max_tokens, vocab_size=self.config.vocab_size)
         return tokens, segment(tokens, lengths, self.config.segment_length)

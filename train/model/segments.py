@@ -37,23 +37,25 @@ class Segments(NamedTuple):
     per_row: Tensor  # [R] int64, segments of each text, at least 1
 
 
-def read_tokens(input_ids: Tensor, lengths: Tensor, max_length: int) -> Tokens:
+def read_tokens(input_ids: Tensor, lengths: Tensor, *, max_length: int, vocab_size: int) -> Tokens:
     """Assign tokens to texts and ignore what must not count.
 
-    A text that is longer than `max_length` keeps its first `max_length` tokens; a text of length 0 has none. Neither
-    moves the tokens of its neighbours: starts come from the lengths as given.
+    A text that is longer than `max_length` keeps its first `max_length` tokens; a text of length 0 has none; an id that
+    is not in the vocabulary counts as nothing. None of these fails the batch that it was joined in, or moves the tokens
+    of its neighbours, whose starts come from the lengths as given.
 
     Args:
         input_ids: [T] int64, texts end to end; `FILL` at the end of a text counts as nothing.
         lengths: [R, 1] int32 or int64, tokens of each text, fill included.
         max_length: tokens that a text may have.
+        vocab_size: ids that have a vector.
     """
     width = lengths[:, 0].to(torch.int64).clamp(min=0)
     ends = torch.cumsum(width, 0)
     position = torch.arange(input_ids.shape[0], device=input_ids.device)
     row = (position[:, None] >= ends[None, :]).sum(1).clamp(max=width.shape[0] - 1)
     place = position - (ends - width)[row]
-    counts = (input_ids >= 0) & (place < torch.clamp(width, max=max_length)[row])
+    counts = (input_ids >= 0) & (input_ids < vocab_size) & (place < torch.clamp(width, max=max_length)[row])
     ids = torch.where(counts, input_ids, FILL)
     true = torch.zeros_like(width).scatter_add(0, row, counts.to(torch.int64))
     return Tokens(ids, row, true)
