@@ -215,8 +215,9 @@ class HuggingFaceCheckpoint:
                 f"{self.path}: {type(self.model).__name__} fails on texts of up to {self.facts.max_tokens} tokens "
                 f"({error}); give the right limit with --max-tokens, or another architecture"
             ) from error
-        gap = np.abs(np.exp(log_softmax(together, axis=1)) - np.exp(log_softmax(alone, axis=1))).max()
-        if gap > PADDING_TOLERANCE:  # what is not a number is said with the rows that it comes from
+        with np.errstate(invalid="ignore"):  # what is not a number is said with the rows that it comes from
+            gap = np.abs(np.exp(log_softmax(together, axis=1)) - np.exp(log_softmax(alone, axis=1))).max()
+        if gap > PADDING_TOLERANCE:
             raise RefusedCheckpointError(
                 f"{self.path}: {type(self.model).__name__} answers differently where a text is padded, by {gap:.2g} in "
                 "probability, so joined requests would change each other's answers; use an encoder such as BERT, "
