@@ -21,8 +21,34 @@ from export.padded import PaddedClassifier
 _IDS, _MASK = "padded_ids", "attention_mask"
 
 
-def export_padded(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
-    """The classifier as an ONNX graph: input_ids [T], lengths [R, 1] -> the tensors of `SOFTMAX`."""
+def export_padded(classifier: PaddedClassifier, opset: int, *, dynamo: bool = False) -> onnx.ModelProto:
+    """The classifier as an ONNX graph: input_ids [T], lengths [R, 1] -> the tensors of `SOFTMAX`.
+
+    Args:
+        dynamo: take dynamo's exporter. The tracing one is deprecated; on the day that it is gone, this default changes.
+    """
+    model = (_by_dynamo if dynamo else _by_tracing)(classifier, opset)
+    _pad_in_front(model.graph, classifier.limit, classifier.pad_id)
+    return model
+
+
+def _by_dynamo(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
+    rows, tokens = torch.export.Dim("rows", min=1, max=1 << 12), torch.export.Dim("tokens", min=1, max=classifier.limit)
+    program = torch.onnx.export(
+        classifier.answer.eval(),
+        classifier.example(),
+        dynamo=True,
+        opset_version=opset,
+        input_names=[_IDS, _MASK],
+        output_names=list(SOFTMAX.tensors),
+        dynamic_shapes=({0: rows, 1: tokens}, {0: rows, 1: tokens}),
+        verbose=False,
+    )
+    assert program is not None
+    return program.model_proto
+
+
+def _by_tracing(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
     file = io.BytesIO()
     answer = classifier.answer.eval()  # the exporter sets a module back to the mode it was in, with all its parts
     rows = {name: {0: "rows"} for name in SOFTMAX.tensors}
@@ -39,9 +65,7 @@ def export_padded(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
             output_names=list(SOFTMAX.tensors),
             dynamic_axes={_IDS: {0: "rows", 1: "tokens"}, _MASK: {0: "rows", 1: "tokens"}, **rows},
         )
-    model = onnx.load_model_from_string(file.getvalue())
-    _pad_in_front(model.graph, classifier.limit, classifier.pad_id)
-    return model
+    return onnx.load_model_from_string(file.getvalue())
 
 
 def _pad_in_front(graph: onnx.GraphProto, limit: int, pad_id: int) -> None:
