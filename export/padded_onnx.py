@@ -15,17 +15,16 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from export.outputs import SOFTMAX
 from export.padded import PaddedClassifier
 
 _IDS, _MASK = "padded_ids", "attention_mask"
 
 
 def export_padded(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
-    """The classifier as an ONNX graph: input_ids [T], lengths [R, 1] -> the tensors of `SOFTMAX`."""
+    """The classifier as an ONNX graph: input_ids [T], lengths [R, 1] -> the tensors of its kind."""
     file = io.BytesIO()
     answer = classifier.answer.eval()  # the exporter sets a module back to the mode it was in, with all its parts
-    rows = {name: {0: "rows"} for name in SOFTMAX.tensors}
+    names = list(classifier.kind.tensors)
     with warnings.catch_warnings():
         # Deprecated, and warns of every Python number that it keeps; the gate compares at many shapes.
         warnings.simplefilter("ignore")
@@ -36,8 +35,11 @@ def export_padded(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
             dynamo=False,
             opset_version=opset,
             input_names=[_IDS, _MASK],
-            output_names=list(SOFTMAX.tensors),
-            dynamic_axes={_IDS: {0: "rows", 1: "tokens"}, _MASK: {0: "rows", 1: "tokens"}, **rows},
+            output_names=names,
+            dynamic_axes={
+                **{name: {0: "rows", 1: "tokens"} for name in (_IDS, _MASK)},
+                **{name: {0: "rows"} for name in names},
+            },
         )
     model = onnx.load_model_from_string(file.getvalue())
     _pad_in_front(model.graph, classifier.limit, classifier.pad_id)

@@ -135,10 +135,23 @@ def write_folder(folder: Path, family: str = "bert", labels: tuple[str, ...] = L
 
 
 def write_rows(folder: Path, to: Path, *, rows: int = 160) -> Path:
-    """A CSV of texts with labels drawn from the probabilities of the model in `folder`."""
+    """A CSV of texts, labelled as the model in `folder` would have it.
+
+    A label is drawn from the probabilities, and so is each of several labels (joined by "|"); a regression's number is
+    the value with noise of standard deviation 1.
+    """
     random = np.random.default_rng(0)
     config = json.loads((folder / "config.json").read_text())
     labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
+
+    def drawn(logits: torch.Tensor) -> Any:
+        if config.get("problem_type") == "regression":
+            return round(float(logits[0]) + random.normal(), 3)
+        if config.get("problem_type") == "multi_label_classification":
+            carried = random.random(len(labels)) < logits.sigmoid().numpy()
+            return "|".join(label for label, yes in zip(labels, carried, strict=True) if yes)
+        return labels[random.choice(len(labels), p=logits.softmax(0).numpy())]
+
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
@@ -148,7 +161,7 @@ def write_rows(folder: Path, to: Path, *, rows: int = 160) -> Path:
         writer.writerow(["text", "label"])
         for text in TEXTS[:rows]:
             logits = model(input_ids=torch.tensor([tokenizer.encode(text).ids])).logits[0].double()
-            writer.writerow([text, labels[random.choice(len(labels), p=logits.softmax(0).numpy())]])
+            writer.writerow([text, drawn(logits)])
     return to
 
 
