@@ -142,7 +142,9 @@ def _values_apart(reference: Answers, other: Answers, scale: float) -> NDArray[n
         gap = _rows_apart(own, getattr(other, name))
         if gap is not None:
             gaps.append(gap if own is None else np.maximum(gap - _resolution(own), 0) / scale)
-    largest: NDArray[np.float64] | None = np.stack(gaps).max(0) if gaps else None
+    if not gaps:
+        return None
+    largest: NDArray[np.float64] = np.stack(gaps).max(0)
     return largest
 
 
@@ -159,7 +161,8 @@ def _rows_apart(a: NDArray[Any] | None, b: NDArray[Any] | None) -> NDArray[np.fl
     if a is None or b is None:
         there = a if a is not None else b
         return np.full(len(there) if there is not None else 0, np.inf)
-    return _gap(a, b).reshape(len(a), -1).max(1)
+    largest: NDArray[np.float64] = _gap(a, b).reshape(len(a), -1).max(1)
+    return largest
 
 
 def _flips(reference: Answers, other: Answers, name: str) -> int | None:
