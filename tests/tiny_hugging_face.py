@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 transformers.utils.logging.disable_progress_bar()
@@ -123,10 +125,10 @@ def write_folder(folder: Path, family: str = "bert", labels: tuple[str, ...] = L
                 parameter.normal_(0, 0.1)
         encodings = tokenizer.encode_batch(list(TEXTS[:60]))
         logits = torch.cat([model(input_ids=torch.tensor([row.ids[:LIMIT]])).logits for row in encodings])
-        weight, bias = [p for p in model.parameters() if p.shape[0] == len(labels)][-2:]
+        head = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == len(labels)][-1]
         scale = 6 / logits.std(0)
-        weight.mul_(scale[:, None])
-        bias.copy_((bias - logits.mean(0)) * scale)
+        head.weight.mul_(scale[:, None])
+        head.bias.copy_((head.bias - logits.mean(0)) * scale)
     model.save_pretrained(folder)
     tokenizer.enable_padding(length=7, pad_id=ids[kind.padding], pad_token=kind.padding)
     tokenizer.enable_truncation(7)
@@ -184,3 +186,12 @@ def labels_of(path: Path) -> np.ndarray:
     """The labels of a written file, for tests that look at them."""
     with path.open(encoding="utf-8") as file:
         return np.array([row["label"] for row in csv.DictReader(file)])
+
+
+def fix_logits(folder: Path, logits: tuple[float, ...]) -> Path:
+    """Make a written BERT answer every text with these logits."""
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"].zero_()
+    weights["classifier.bias"].copy_(torch.tensor(logits))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
