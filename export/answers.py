@@ -18,6 +18,11 @@ from export.outputs import WIDE
 
 Floats = NDArray[np.float32]
 
+VALUE_TOLERANCE = 5e-4
+"""What a regression's value may differ by, in standard deviations of the values. The arithmetic is that of a softmax's
+logits, without an activation that would shrink what each library rounds: ten families of two layers differ by up to
+2.1e-5, and deeper ones need room. It is a twentieth of a hundredth, to which nobody's labels are exact."""
+
 
 @dataclass(frozen=True)
 class Answers:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from export.answers import Answers
+from export.answers import VALUE_TOLERANCE, Answers
 from export.decisions import AnyDecision, RegressionDecision
 from export.encoder import TextEncoder
 from export.errors import RepositoryError
@@ -58,15 +58,14 @@ def encoder_of(tokenizer: Tokenizer, record: Mapping[str, Any]) -> TextEncoder:
 def probe_record(answers: Answers, decision: AnyDecision) -> dict[str, Any]:
     """The answer to `PROBE_TEXT` as `serve` asks for it; empty where a number in it is none, which JSON cannot hold.
 
-    A value's tolerance is its own: 0.0001 of the standard deviation of the values on the calibration rows, and what
-    float32 resolves at its size.
+    A value's tolerance is its own, in the unit of the value: that of the gate, and what float32 resolves at its size.
     """
     given = answers.given()
     said: dict[str, Any] = {name: given[name][0].tolist() for name in PROBED if name in given}
     if not all(np.isfinite(given[name]).all() for name in said if name != "label"):
         return {}
     if isinstance(decision, RegressionDecision):
-        said["tolerance"] = 1e-4 * decision.scale + 4 * float(np.finfo(np.float32).eps) * abs(said["value"])
+        said["tolerance"] = VALUE_TOLERANCE * decision.scale + 4 * float(np.finfo(np.float32).eps) * abs(said["value"])
     return {"text": PROBE_TEXT, **said}
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.answers import Answers, Difference, Floats, compare, scale_of
+from export.answers import VALUE_TOLERANCE, Answers, Difference, Floats, compare, scale_of
 from export.encoder import Ids
 from export.outputs import MULTI_LABEL, REASONS, REGRESSION, Kind
 from export.texts import GateText
@@ -44,11 +44,7 @@ PADDED_TOLERANCES: Tolerances = {
     "probabilities": 1e-4,
     "uncertainty": 1e-3,
 }
-REGRESSION_TOLERANCES: Tolerances = {
-    # Of the standard deviation of the values: the same arithmetic as above before an activation that would shrink it,
-    # and a twentieth of a step where a user rounds to hundredths of the spread.
-    "value": 5e-4,
-}
+REGRESSION_TOLERANCES: Tolerances = {"value": VALUE_TOLERANCE}
 
 
 def tolerances_of(kind: Kind, labels: int) -> Tolerances:
