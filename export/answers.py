@@ -20,8 +20,8 @@ Floats = NDArray[np.float32]
 
 VALUE_TOLERANCE = 5e-4
 """What a regression's value may differ by, in standard deviations of the values. The arithmetic is that of a softmax's
-logits, without an activation that would shrink what each library rounds: ten families of two layers differ by up to
-2.1e-5, and deeper ones need room. It is a twentieth of a hundredth, to which nobody's labels are exact."""
+logits, without an activation that would shrink what each library rounds: eight families of two layers differ by up to
+2.1e-5, and deeper ones need room. A twentieth of a hundredth of the spread is finer than anybody labels."""
 
 
 @dataclass(frozen=True)

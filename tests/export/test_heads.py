@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from onnx import helper, numpy_helper
 from tiny_hugging_face import LABELS, TEXTS, fix_logits, write_folder, write_rows
 from transformers import AutoModelForSequenceClassification
 
+from export import staged
+from export.__main__ import main
 from export.answers import Answers, compare
 from export.calibrations import MultiLabelCalibration, RegressionCalibration
 from export.checkpoints import gate_texts, load_checkpoint
@@ -24,6 +26,7 @@ from export.heads import MultiLabelHead, RegressionHead
 from export.hugging_face import HuggingFaceCheckpoint
 from export.onnx_format import open_session
 from export.outputs import KINDS, MULTI_LABEL, REGRESSION, SOFTMAX
+from export.padded import PaddedClassifier
 from export.parity import (
     Parity,
     onnx_executor,
@@ -244,6 +247,31 @@ def test_a_broken_graph_does_not_pass_the_gate(
     break_it(model)
     onnx.save(model, tmp_path / "model.onnx")
     assert missed in given.verdict("onnx", onnx_executor(open_session(tmp_path / "model.onnx", {})))
+
+
+@pytest.mark.parametrize("kind", KINDS_MADE)
+def test_the_command_refuses_a_broken_graph_and_nothing_enters_the_repository(
+    kind: str, made: Callable[[str], Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = made(kind).version
+    write = staged.write_onnx
+
+    def write_broken(classifier: PaddedClassifier, labels: Sequence[str], path: Path, notes: dict[str, str]) -> None:
+        write(classifier, labels, path, notes)
+        model = onnx.load(path)
+        one_weight_changed(model)
+        onnx.save(model, path)
+
+    monkeypatch.setattr(staged, "write_onnx", write_broken)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["add", str(version.checkpoint.path), "--calibration", str(version.files.calibration)]
+    where = ["--name", "theirs", "--repository", str(tmp_path / "models")]
+    assert main([*arguments, *where, "--max-error", "0.2", "--gate-texts", "7"]) == 1
+    report = json.loads((tmp_path / "build" / "add" / "report.json").read_text())
+    assert [check["name"] for check in report["checks"] if check["holds"] is False] == ["parity_onnx"]
+    said = {"calibration_accuracy", "accepted_share"} if kind == "multi_label" else {"calibration_mae"}
+    assert said <= {check["name"] for check in report["checks"]}
+    assert not (tmp_path / "models" / "theirs").exists()
 
 
 def test_an_output_that_one_side_lacks_is_a_difference_everywhere(made: Callable[[str], Made]) -> None:
