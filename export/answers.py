@@ -156,7 +156,8 @@ def _values_apart(reference: Answers, other: Answers, scale: float) -> NDArray[n
 def _resolution(values: NDArray[Any]) -> NDArray[np.float64]:
     """Four units in the last place of the largest number in each row, float64 [N]."""
     largest: NDArray[np.float64] = np.abs(values.astype(np.float64)).reshape(len(values), -1).max(1)
-    return largest * 4 * float(np.finfo(np.float32).eps)
+    # Of what is no number, nothing is taken off: it must stay infinitely far.
+    return np.where(np.isfinite(largest), largest, 0) * 4 * float(np.finfo(np.float32).eps)
 
 
 def _rows_apart(a: NDArray[Any] | None, b: NDArray[Any] | None) -> NDArray[np.float64] | None:

@@ -223,9 +223,9 @@ class HuggingFaceCheckpoint:
         with np.errstate(invalid="ignore", divide="ignore"):  # no numbers are said with the rows that they come from
             gap = np.abs(self._comparable(together, alone) - self._comparable(alone, alone)).max()
         if gap > PADDING_TOLERANCE:
-            unit = "of the values' size" if self.kind == REGRESSION else "in probability"
+            unit = "units of its values' size" if self.kind == REGRESSION else "probability"
             raise RefusedCheckpointError(
-                f"{self.path}: {type(self.model).__name__} answers differently where a text is padded, by {gap:.2g} "
+                f"{self.path}: {type(self.model).__name__} answers differently where a text is padded, by {gap:.2g} in "
                 f"{unit}, so joined requests would change each other's answers; use an encoder such as BERT, "
                 "RoBERTa, DeBERTa or ModernBERT"
             )
