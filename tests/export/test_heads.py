@@ -290,6 +290,8 @@ def test_a_values_difference_is_told_in_units_of_the_values_spread() -> None:
     assert compare(years, shifted).value == pytest.approx(0.5 / spread, rel=0.01)
     nudged = dataclasses.replace(years, value=np.nextafter(values, np.float32(3000)))
     assert compare(years, nudged).value == 0  # float32 resolves no better
+    nowhere = dataclasses.replace(years, value=np.full(101, np.inf, dtype=np.float32))
+    assert compare(nowhere, nowhere).value == math.inf  # two sides that overflow alike do not agree
 
 
 def test_nll_and_calibration_error_of_labels_are_means_over_their_yes_or_no() -> None:
