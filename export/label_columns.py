@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from export.rows import RowFiles
 from train.errors import DataError
 from train.sources import read_columns
 
-_BETWEEN = re.compile(r"[|;,]")
+_MARKS = ("|", ";", ",")
 _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 
 
@@ -96,7 +95,8 @@ def _names(path: Path, row: int, cell: Any, known: Container[str]) -> list[str]:
         except ValueError as error:
             raise DataError(f"{path}: row {row + 1}: {cell!r} is not a JSON list of labels: {error}") from error
     if isinstance(cell, str):
-        return [cell] if cell in known else [name for part in _BETWEEN.split(cell) if (name := part.strip())]
+        mark = next((mark for mark in _MARKS if mark in cell), "|")  # the others may stand within a name
+        return [cell] if cell in known else [name for part in cell.split(mark) if (name := part.strip())]
     if isinstance(cell, list | tuple) and all(isinstance(name, str) for name in cell):
         return list(cell)
     raise DataError(

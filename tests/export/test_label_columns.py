@@ -53,8 +53,10 @@ def test_a_cell_may_hold_names_and_an_empty_one_is_no_label(between: str, tmp_pa
     assert read(path, LABELS[:2], label_column="tags") == [[True, True], [False, False], [True, False]]
 
 
-def test_a_name_with_a_separator_in_it_is_a_name_where_it_stands_alone(tmp_path: Path) -> None:
+def test_a_name_with_a_separator_in_it_is_a_name(tmp_path: Path) -> None:
     assert read(write(tmp_path / "rows.csv", ["joy|anger", "", "a, b", "joy"])) == RIGHT
+    (both, *_) = read(write(tmp_path / "more.csv", ["a, b|joy", "anger", "", ""]))
+    assert both == [False, True, True]
 
 
 @pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("True", "False"), ("1.0", "0.0")])
