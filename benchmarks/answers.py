@@ -14,7 +14,8 @@ from benchmarks.errors import ServerError, TextsError
 from benchmarks.texts import Texts
 
 TOLERANCE = 1e-5
-"""Of a probability; joining rows moves it by 2e-7 (measured), another text's answer by far more."""
+"""Of a probability, or relative to a value's interval; joining rows moves a probability by 2e-7 (measured), another
+text's answer by far more."""
 
 
 class WrongAnswer(Exception):
@@ -45,17 +46,25 @@ def ask_each(client: Client, texts: Texts, progress: Callable[[int], None]) -> t
 
 def difference(expected: Prediction, answer: Prediction) -> str | None:
     """How `answer` differs from what is expected of it, None where it is right."""
-    if answer.label != expected.label:
-        return f"label {answer.label!r} instead of {expected.label!r}"
-    if answer.review != expected.review:
-        return f"review {answer.review} instead of {expected.review}"
-    if answer.probabilities.keys() != expected.probabilities.keys():
-        return f"classes {sorted(answer.probabilities)} instead of {sorted(expected.probabilities)}"
-    for label, probability in expected.probabilities.items():
-        seen = answer.probabilities[label]
+    for name in ("label", "labels", "undecided", "review"):
+        right, given = getattr(expected, name), getattr(answer, name)
+        if given != right:
+            return f"{name} {given!r} instead of {right!r}"
+    right_classes, classes = expected.probabilities or {}, answer.probabilities or {}
+    if classes.keys() != right_classes.keys():
+        return f"classes {sorted(classes)} instead of {sorted(right_classes)}"
+    for label, probability in right_classes.items():
+        seen = classes[label]
         # Written so that NaN differs from everything.
         if not math.fabs(seen - probability) <= TOLERANCE:
             return f"probability {seen!r} of {label!r} instead of {probability!r}"
+    if (expected.value is None) != (answer.value is None):
+        return f"value {answer.value!r} instead of {expected.value!r}"
+    if expected.value is not None and answer.value is not None:
+        low, high = expected.prediction_interval or (0.0, 0.0)
+        scale = max(high - low, math.fabs(expected.value))  # float32 resolves no better than the latter
+        if not math.fabs(answer.value - expected.value) <= TOLERANCE * scale:
+            return f"value {answer.value!r} instead of {expected.value!r}"
     return None
 
 

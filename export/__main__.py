@@ -96,7 +96,7 @@ def _list(options: argparse.Namespace) -> int:
         print(f"no version of {options.name!r} in {options.repository}; `python -m export add CHECKPOINT` makes one")
     for version in found:
         state = "answers" if version.pinned else "previous" if version.previous else ""
-        what = "; ".join(version.faults) or f"{version.created}  {', '.join(version.labels)}"
+        what = "; ".join(version.faults) or f"{version.created}  {version.kind}: {', '.join(version.labels)}"
         print(f"{version.number:>4}  {state:<8}  {what}")
     return 0
 
@@ -155,7 +155,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--name", default=DEFAULT_NAME, help="name to serve it under (default: %(default)s)")
     command.add_argument("--calibration", type=Path, metavar="FILE", help="labelled rows to take the decision on")
-    command.add_argument("--max-error", type=float, default=0.05, help="error budget of accepted answers (%(default)s)")
+    command.add_argument(
+        "--max-error",
+        type=float,
+        default=0.05,
+        help="error budget of accepted answers, of several labels that of each (%(default)s)",
+    )
     command.add_argument("--confidence", type=float, default=0.95, help="of that budget (default: %(default)s)")
     command.add_argument(
         "--max-tokens", type=int, metavar="N", help="tokens to read of a text, where the architecture states no limit"

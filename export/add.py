@@ -18,6 +18,7 @@ import torch
 
 import serve
 from export import served, versions
+from export.calibrations import summary
 from export.checkpoints import gate_texts, load_checkpoint
 from export.errors import GateError, RepositoryError
 from export.onnx_format import open_session
@@ -27,6 +28,7 @@ from export.rows import RowFiles
 from export.staged import StagedVersion
 from export.texts import GateText
 from export.torchscript import open_torchscript
+from train.calibration import Calibration
 from train.decision import Decision, rows_to_prove
 from verdict import Report
 
@@ -85,9 +87,9 @@ def add(options: AddOptions) -> Added:
         versions.require_same_answers(options.repository, names, checkpoint.label_names, checkpoint.kind)
     with timer.stage("calibration", "deciding on calibration rows"):
         calibration = checkpoint.calibrate(options.files, least)
-        decision = clear_of_rows(
-            calibration.decide(options.max_error, options.confidence), calibration.true_probability
-        )
+        decision = calibration.decide(options.max_error, options.confidence)
+        if isinstance(calibration, Calibration) and isinstance(decision, Decision):
+            decision = clear_of_rows(decision, calibration.true_probability)
     if decision.message:
         _log.warning("%s", decision.message)
     with timer.stage("texts", "choosing the texts of the gate"):
@@ -112,8 +114,8 @@ def add(options: AddOptions) -> Added:
         parity.add_to(report)
         for stage, seconds in timer.seconds.items():
             report.add(f"seconds_{stage}", seconds, "s")
-        report.add("calibration_accuracy", sum(calibration.correct) / len(calibration.correct), "of calibration rows")
-        report.add("accepted_share", decision.accepted_share, "of calibration rows")
+        for said in summary(calibration, decision):
+            report.add(*said)
         if not report.holds:
             return Added(report, None)
         number = staged.install(options.repository, report)
@@ -128,7 +130,7 @@ def in_process_parity(staged: StagedVersion, texts: Sequence[GateText]) -> Parit
     options = {} if kind.padded else parameters(classifier_config(staged.names, len(labels)))
     with _threads(None if kind.padded else 1):
         reference = checkpoint.answers(staged.decision, [text.ids for text in texts])
-        parity = Parity(reference, texts, tolerances_of(kind))
+        parity = Parity(reference, texts, tolerances_of(kind, len(labels)))
         parity.check("joined", torch_executor(staged.classifier, kind, labels))
         parity.check("torchscript", torchscript_executor(open_torchscript(staged.torchscript), kind))
         parity.check("onnx", onnx_executor(open_session(staged.onnx, options)))

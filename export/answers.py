@@ -14,27 +14,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.outputs import WIDE
+
 Floats = NDArray[np.float32]
+
+VALUE_TOLERANCE = 5e-4
+"""What a regression's value may differ by, in standard deviations of the values. The arithmetic is that of a softmax's
+logits, without an activation that would shrink what each library rounds: eight families of two layers differ by up to
+2.1e-5, and deeper ones need room. A twentieth of a hundredth of the spread is finer than anybody labels."""
 
 
 @dataclass(frozen=True)
 class Answers:
     """What one side says about N texts; fields are named as the served outputs."""
 
-    label: NDArray[np.str_]  # [N]
-    probabilities: Floats  # [N, C]
-    total: Floats  # [N] nats
-    review: NDArray[np.bool_]  # [N]
-    reason: NDArray[np.str_]  # [N]
-    prediction_set: NDArray[np.bool_]  # [N, C]
+    label: NDArray[np.str_] | None = None  # [N]
+    probabilities: Floats | None = None  # [N, C]
+    total: Floats | None = None  # [N] nats
+    review: NDArray[np.bool_] | None = None  # [N]
+    reason: NDArray[np.str_] | None = None  # [N]
+    prediction_set: NDArray[np.bool_] | None = None  # [N, C]
     aleatoric: Floats | None = None  # [N] nats
     epistemic: Floats | None = None  # [N] nats
     concentration: Floats | None = None  # [N, C]
     order_dispersion: Floats | None = None  # [N]
     evidence_budget: NDArray[np.int32] | None = None  # [N]
+    assigned: NDArray[np.bool_] | None = None  # [N, C]
+    undecided: NDArray[np.bool_] | None = None  # [N, C]
+    value: Floats | None = None  # [N]
+    prediction_interval: Floats | None = None  # [N, 2]
 
     def __len__(self) -> int:
-        return len(self.label)
+        return len(next(iter(self.given().values())))
 
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Answers:
         """These rows, in this order."""
@@ -51,8 +62,7 @@ class Answers:
         values: dict[str, Any] = {}
         for name, output in zip(names, outputs, strict=True):
             array = np.array(output, dtype=np.str_) if name in ("label", "reason") else np.asarray(output)
-            per_class = name in ("probabilities", "prediction_set", "concentration")
-            values[name] = array if per_class else array.reshape(-1)
+            values[name] = array if name in WIDE else array.reshape(-1)
         return Answers(**values)
 
     @staticmethod
@@ -63,48 +73,123 @@ class Answers:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one side is from the reference over N texts; a value that is not finite counts as infinitely far."""
+    """How far one side is from the reference over N texts; a value that is not finite counts as infinitely far.
 
-    probabilities: float  # largest |Δp|
-    uncertainty: float  # largest difference of total, aleatoric or epistemic, nats
+    None where neither side has the output; infinitely far, or all texts, where a single side has it.
+    """
+
+    probabilities: float | None  # largest |Δp|
+    value: float | None  # largest difference of value or interval, in scales of the values (see `scale_of`)
+    uncertainty: float | None  # largest difference of total, aleatoric or epistemic, nats
     concentration: float | None  # largest relative difference
     order_dispersion: float | None  # largest difference
     evidence_budget: float | None  # largest difference, orders
-    label_flips: int
-    review_flips: int
-    reason_flips: int
-    prediction_set_flips: int
+    label_flips: int | None  # texts with another label, or another set of labels
+    review_flips: int | None
+    reason_flips: int | None
+    prediction_set_flips: int | None
+    undecided_flips: int | None  # texts with other undecided labels
     non_finite: tuple[str, ...]  # outputs, by name, of either side
-    worst: int  # the text with the largest |Δp|
+    worst: int  # the text with the largest difference of `answer`
+
+    @property
+    def answer(self) -> float:
+        """The difference that the gate calls parity: of the probabilities, or of the value."""
+        return max(gap for gap in (self.probabilities, self.value) if gap is not None)
 
 
-def compare(reference: Answers, other: Answers) -> Difference:
-    """Measure `other` against the reference, row by row."""
-    p = _gap(reference.probabilities, other.probabilities).max(1)
+def compare(reference: Answers, other: Answers, scale: float | None = None) -> Difference:
+    """Measure `other` against the reference, row by row.
+
+    Args:
+        scale: of the values of a regression, where the reference is a part of a whole that has another.
+    """
+    scale = scale_of(reference) if scale is None else scale
+    p = _rows_apart(reference.probabilities, other.probabilities)
+    value = _values_apart(reference, other, scale)
+    answer = np.stack([gap for gap in (p, value) if gap is not None]).max(0)
+    nats = [_largest(reference, other, name) for name in ("total", "aleatoric", "epistemic")]
+    labels = [_flips(reference, other, name) for name in ("label", "assigned")]
     return Difference(
-        probabilities=float(p.max()),
-        uncertainty=max(_largest(reference, other, name) or 0.0 for name in ("total", "aleatoric", "epistemic")),
+        probabilities=None if p is None else float(p.max()),
+        value=None if value is None else float(value.max()),
+        uncertainty=max((gap for gap in nats if gap is not None), default=None),
         concentration=_largest(reference, other, "concentration", relative=True),
         order_dispersion=_largest(reference, other, "order_dispersion"),
         evidence_budget=_largest(reference, other, "evidence_budget"),
-        label_flips=int((reference.label != other.label).sum()),
-        review_flips=int((reference.review != other.review).sum()),
-        reason_flips=int((reference.reason != other.reason).sum()),
-        prediction_set_flips=int((reference.prediction_set != other.prediction_set).any(1).sum()),
+        label_flips=max((flips for flips in labels if flips is not None), default=None),
+        review_flips=_flips(reference, other, "review"),
+        reason_flips=_flips(reference, other, "reason"),
+        prediction_set_flips=_flips(reference, other, "prediction_set"),
+        undecided_flips=_flips(reference, other, "undecided"),
         non_finite=tuple(sorted(set(_non_finite(reference)) | set(_non_finite(other)))),
-        worst=int(p.argmax()),
+        worst=int(answer.argmax()),
     )
+
+
+def scale_of(reference: Answers) -> float:
+    """In what the differences of a regression are told: the standard deviation of its values over the texts.
+
+    The unit is the user's own (stars, years, euros), so only the spread says what is much. What float32 cannot resolve
+    at the size of a value is taken off before: a year of birth is known to 0.0001, however little the years differ.
+    """
+    if reference.value is None:
+        return 1.0
+    spread = float(np.std(reference.value.astype(np.float64)))
+    return spread if math.isfinite(spread) and spread > 0 else float(np.finfo(np.float32).tiny)
+
+
+def _values_apart(reference: Answers, other: Answers, scale: float) -> NDArray[np.float64] | None:
+    """The largest difference of value or interval in each row, in scales."""
+    gaps: list[NDArray[np.float64]] = []
+    for name in ("value", "prediction_interval"):
+        own = getattr(reference, name)
+        gap = _rows_apart(own, getattr(other, name))
+        if gap is not None:
+            gaps.append(gap if own is None else np.maximum(gap - _resolution(own), 0) / scale)
+    if not gaps:
+        return None
+    largest: NDArray[np.float64] = np.stack(gaps).max(0)
+    return largest
+
+
+def _resolution(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Four units in the last place of the largest number in each row, float64 [N]."""
+    largest: NDArray[np.float64] = np.abs(values.astype(np.float64)).reshape(len(values), -1).max(1)
+    # Of what is no number, nothing is taken off: it must stay infinitely far.
+    return np.where(np.isfinite(largest), largest, 0) * 4 * float(np.finfo(np.float32).eps)
+
+
+def _rows_apart(a: NDArray[Any] | None, b: NDArray[Any] | None) -> NDArray[np.float64] | None:
+    """The largest difference in each row; None where neither side has the output, infinite where only one has."""
+    if a is None and b is None:
+        return None
+    if a is None or b is None:
+        there = a if a is not None else b
+        return np.full(len(there) if there is not None else 0, np.inf)
+    largest: NDArray[np.float64] = _gap(a, b).reshape(len(a), -1).max(1)
+    return largest
+
+
+def _flips(reference: Answers, other: Answers, name: str) -> int | None:
+    """Texts whose entries differ; None where neither side has the output, all of them where only one has."""
+    a, b = getattr(reference, name), getattr(other, name)
+    if a is None and b is None:
+        return None
+    if a is None or b is None:
+        return len(reference)
+    return int((a != b).reshape(len(a), -1).any(1).sum())
 
 
 def _largest(reference: Answers, other: Answers, name: str, *, relative: bool = False) -> float | None:
     """The largest difference of an output; None where neither side has it, infinite where only one has."""
     a, b = getattr(reference, name), getattr(other, name)
-    if a is None and b is None:
+    gap = _rows_apart(a, b)
+    if gap is None:
         return None
-    if a is None or b is None:
-        return math.inf
-    gap = _gap(a, b)
-    return float((gap / np.maximum(np.abs(a), 1e-6) if relative else gap).max())
+    if relative and a is not None and b is not None:
+        gap = _gap(a, b) / np.maximum(np.abs(a), 1e-6)
+    return float(gap.max())
 
 
 def _gap(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:

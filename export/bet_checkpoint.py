@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from export.answers import Answers
+from export.decisions import AnyDecision
 from export.encoder import Ids, TextEncoder
 from export.errors import ExportError, GateError
 from export.graph import ServedClassifier
 from export.outputs import BET, REASONS, Kind
 from export.rows import RowFiles, labelled_rows
+from export.texts import Truth
 from train.calibration import Calibration, score
 from train.checkpoint import SEAL, Checkpoint, load_production, sha256_of
 from train.data import reload_corpus
@@ -92,14 +94,15 @@ class BetCheckpoint:
             fitting_correct=own.fitting_correct,
         )
 
-    def held_out(self, files: RowFiles) -> tuple[list[str], list[int] | None]:
+    def held_out(self, files: RowFiles) -> tuple[list[str], list[Truth] | None]:
         """The user's labelled rows, or calibration and validation rows of the corpus.
 
         Raises:
             GateError: if the corpus is not to be had.
         """
         if files.calibration is not None:
-            return labelled_rows(files.calibration, files, self.label_names)
+            texts, given = labelled_rows(files.calibration, files, self.label_names)
+            return texts, list(given)
         try:
             corpus = reload_corpus(self.whole.provenance["data"])
         except (DataError, KeyError) as error:
@@ -113,20 +116,22 @@ class BetCheckpoint:
                 f"{', '.join(corpus.label_names)}: the answers would carry wrong names; train again"
             )
         splits = (corpus.calibration, corpus.validation)
-        labels: list[int] = np.concatenate([split.labels for split in splits]).tolist()
+        labels: list[Truth] = np.concatenate([split.labels for split in splits]).tolist()
         return [text for split in splits for text in split.texts], labels
 
-    def classifier(self, decision: Decision) -> ServedClassifier:
+    def classifier(self, decision: AnyDecision) -> ServedClassifier:
         """The model with the decision."""
+        assert isinstance(decision, Decision)
         return ServedClassifier(self.whole.model, decision).eval()
 
     @torch.no_grad()
-    def answers(self, decision: Decision, documents: Sequence[Ids]) -> Answers:
+    def answers(self, decision: AnyDecision, documents: Sequence[Ids]) -> Answers:
         """The model's own answers, each text alone.
 
         The decision is taken here from its thresholds and not by the exported module, so that a mistake in that one's
         own decision shows as well.
         """
+        assert isinstance(decision, Decision)
         novelty = math.inf if decision.novelty_threshold is None else decision.novelty_threshold
         labels = np.array(self.label_names, dtype=np.str_)
         parts = []

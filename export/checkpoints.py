@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from export.answers import Answers
 from export.bet_checkpoint import BetCheckpoint
+from export.calibrations import AnyCalibration
+from export.decisions import AnyDecision
 from export.encoder import Ids, TextEncoder
 from export.errors import ExportError
 from export.graph import ServedClassifier
@@ -22,10 +24,8 @@ from export.outputs import Kind
 from export.padded import PaddedClassifier
 from export.repository import MAX_TEXT_BYTES
 from export.rows import RowFiles, texts_of
-from export.texts import GateText, choose_texts
-from train.calibration import Calibration
+from export.texts import GateText, Truth, choose_texts
 from train.checkpoint import SEAL
-from train.decision import Decision
 
 
 class Exportable(Protocol):
@@ -55,16 +55,16 @@ class Exportable(Protocol):
     def identity(self) -> str:
         """A hash over everything that the checkpoint is made of."""
 
-    def calibrate(self, files: RowFiles, least_rows: int) -> Calibration:
+    def calibrate(self, files: RowFiles, least_rows: int) -> AnyCalibration:
         """Scores to decide on; `least_rows` of them could prove the budget if none were wrong."""
 
-    def held_out(self, files: RowFiles) -> tuple[list[str], list[int] | None]:
-        """Real texts that it was not trained on, with their classes where known."""
+    def held_out(self, files: RowFiles) -> tuple[list[str], list[Truth] | None]:
+        """Real texts that it was not trained on, with what they are labelled where known."""
 
-    def classifier(self, decision: Decision) -> ServedClassifier | PaddedClassifier:
+    def classifier(self, decision: AnyDecision) -> ServedClassifier | PaddedClassifier:
         """What is exported."""
 
-    def answers(self, decision: Decision, documents: Sequence[Ids]) -> Answers:
+    def answers(self, decision: AnyDecision, documents: Sequence[Ids]) -> Answers:
         """Its own answers to texts given as ids, each alone, in eager PyTorch."""
 
     def record(self, files: RowFiles) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def gate_texts(checkpoint: Exportable, files: RowFiles, count: int) -> list[Gate
         GateError: if there are none to be had.
     """
     texts: list[str]
-    labels: list[int] | None
+    labels: list[Truth] | None
     if files.texts is not None:
         texts, labels = texts_of(files.texts, files.text_column), None
     else:

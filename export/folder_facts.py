@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, PretrainedConfig
 
 from export.errors import RefusedCheckpointError
+from export.outputs import MULTI_LABEL, REGRESSION, SOFTMAX, Kind
 from train.checkpoint import sha256_of
 
 CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
@@ -38,6 +39,7 @@ class FolderFacts:
     max_tokens: int
     pad_id: int
     identity: str  # over the configuration, the weights and the tokenizer's files
+    kind: Kind  # what its head answers
 
 
 def read_facts(path: Path, max_tokens: int | None) -> FolderFacts:
@@ -54,7 +56,7 @@ def read_facts(path: Path, max_tokens: int | None) -> FolderFacts:
     raw: dict[str, Any] = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     _require_no_code_of_its_own(path, raw)
     label_names = _label_names(path, raw)
-    _require_one_answer_per_class(path, raw, label_names)
+    kind = _kind(path, raw, label_names)
     _require_one_set_of_weights(path)
     names = dict(enumerate(label_names))
     try:
@@ -71,7 +73,8 @@ def read_facts(path: Path, max_tokens: int | None) -> FolderFacts:
             f"{path / CONFIG} states no pad_token_id, so rows of different lengths cannot be put side by side; "
             "set the one that the model was trained with"
         )
-    return FolderFacts(config, label_names, _limit(path, config, max_tokens), int(config.pad_token_id), _hash(path))
+    limit = _limit(path, config, max_tokens)
+    return FolderFacts(config, label_names, limit, int(config.pad_token_id), _hash(path), kind)
 
 
 def _require_no_code_of_its_own(path: Path, raw: dict[str, Any]) -> None:
@@ -118,17 +121,36 @@ def _label_names(path: Path, raw: dict[str, Any]) -> tuple[str, ...]:
     return names
 
 
-def _require_one_answer_per_class(path: Path, raw: dict[str, Any], names: tuple[str, ...]) -> None:
-    problem = raw.get("problem_type")
-    if problem == "multi_label_classification":
-        what = "has a multi-label head (problem_type multi_label_classification)"
-    elif problem == "regression" or (problem is None and len(names) == 1):
-        what = "has a regression head, or a single output without a problem_type"
-    elif problem in (None, "single_label_classification") and len(names) > 1:
-        return
-    else:
-        what = f"has the problem_type {problem!r} with {len(names)} outputs"
-    raise RefusedCheckpointError(f"{path} {what}; only single-label heads, one of several classes, are served yet")
+def _kind(path: Path, raw: dict[str, Any], names: tuple[str, ...]) -> Kind:
+    """What the head answers, as transformers' pipeline takes it; what that guesses, is asked."""
+    problem, where = raw.get("problem_type"), path / CONFIG
+    if problem is None and len(names) == 1:
+        raise RefusedCheckpointError(
+            f"{where} has a single output and no problem_type, so nobody knows what it means; set problem_type to "
+            '"regression" (the value as it is) or "multi_label_classification" (its sigmoid)'
+        )
+    if problem == "single_label_classification" and len(names) == 1:
+        raise RefusedCheckpointError(
+            f"{where} has a single output and the problem_type single_label_classification, whose softmax is always 1; "
+            'set problem_type to "regression" (the value as it is) or "multi_label_classification" (its sigmoid)'
+        )
+    if problem == "regression" and len(names) > 1:
+        raise RefusedCheckpointError(
+            f"{where} has the problem_type regression and {len(names)} outputs; one value is served: give a model with "
+            "a single output for each"
+        )
+    kinds = {
+        None: SOFTMAX,
+        "single_label_classification": SOFTMAX,
+        "multi_label_classification": MULTI_LABEL,
+        "regression": REGRESSION,
+    }
+    if problem not in kinds:
+        raise RefusedCheckpointError(
+            f"{where} has the problem_type {problem!r}, which transformers does not know; it is one of "
+            f"{', '.join(name for name in kinds if name)}"
+        )
+    return kinds[problem]
 
 
 def _require_one_set_of_weights(path: Path) -> None:

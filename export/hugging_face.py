@@ -17,22 +17,26 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from export.answers import Answers, Floats
+from export.calibrations import AnyCalibration, MultiLabelCalibration, RegressionCalibration, require_enough
+from export.decisions import AnyDecision
 from export.encoder import Ids, TextEncoder
 from export.errors import GateError, RefusedCheckpointError
 from export.folder_facts import FolderFacts, read_facts
-from export.outputs import REASONS, SOFTMAX, Kind
+from export.label_columns import multi_label_rows, number_rows
+from export.outputs import MULTI_LABEL, REGRESSION, Kind
 from export.padded import PaddedClassifier
+from export.reference import answers_of_logits
 from export.rows import RowFiles, labelled_rows
 from export.temperature import fit_temperature
+from export.texts import Truth
 from train.calibration import Calibration, every_class, fitting_and_scoring
 from train.checkpoint import sha256_of
-from train.decision import Decision
 from train.errors import CalibrationError
 
 PADDING_TOLERANCE = 1e-4  # largest |Δp| by padding; the ten families are within 5e-7, FNet and XLNet 0.7 off
@@ -43,14 +47,13 @@ _VOCABULARIES = ("vocab.txt", "vocab.json", "spiece.model", "spm.model", "senten
 
 @dataclass(frozen=True)
 class HuggingFaceCheckpoint:
-    """A single-label classifier of the Hugging Face kind, loaded; `model` is in evaluation mode."""
+    """A sequence classifier of the Hugging Face kind, loaded; `model` is in evaluation mode."""
 
     path: Path
     facts: FolderFacts
     model: PreTrainedModel
     encoder: TextEncoder
     tokenizer_file: bytes
-    kind: Kind = SOFTMAX
 
     @staticmethod
     def load(path: Path, max_tokens: int | None = None) -> HuggingFaceCheckpoint:
@@ -83,37 +86,37 @@ class HuggingFaceCheckpoint:
         """A hash over configuration, weights and tokenizer."""
         return self.facts.identity
 
-    def calibrate(self, files: RowFiles, least_rows: int) -> Calibration:
-        """Fit the temperature on a quarter of the user's rows, and score the others.
+    @property
+    def kind(self) -> Kind:
+        """What its head answers, as its configuration says."""
+        return self.facts.kind
+
+    def calibrate(self, files: RowFiles, least_rows: int) -> AnyCalibration:
+        """Score the user's rows; a temperature is fitted on a quarter of them, of every label of a multi-label head.
 
         Raises:
             DataError, CalibrationError: if the rows cannot be read, or are too few to prove anything.
             RefusedCheckpointError: if the model's answers depend on padding, or are not numbers.
         """
-        if files.calibration is None:
+        path = files.calibration
+        if path is None:
             raise CalibrationError(
                 f"{self.path} brings no calibration: give labelled rows that it was not trained on with "
                 "--calibration FILE (some hundreds, CSV, JSONL or Parquet)"
             )
-        texts, given = labelled_rows(files.calibration, files, self.label_names)
+        if self.kind == MULTI_LABEL:
+            texts, truth = multi_label_rows(path, files, self.label_names)
+            require_enough(path, len(texts), int((~MultiLabelCalibration.fitting(len(texts))).sum()), least_rows)
+            return MultiLabelCalibration(self.label_names, self._logits_of_rows(path, texts), truth)
+        if self.kind == REGRESSION:
+            texts, numbers = number_rows(path, files)
+            return RegressionCalibration(path, self._logits_of_rows(path, texts)[:, 0].astype(np.float64), numbers)
+        texts, given = labelled_rows(path, files, self.label_names)
         labels = np.array(given, dtype=np.int64)
         fit, scored = fitting_and_scoring(labels)
         every_class(labels[fit], labels[scored], self.label_names)
-        if len(scored) < least_rows:
-            raise CalibrationError(
-                f"{files.calibration} holds {len(labels)} rows, of which {len(scored)} are left to prove the error "
-                f"budget on, and it takes at least {least_rows} without an error: give at least "
-                f"{-(-least_rows * 4 // 3)} rows, or allow a larger --max-error"
-            )
-        documents = self.encoder.encode(texts)
-        self.require_padding_is_harmless(documents)
-        logits = np.concatenate([self.logits([document]) for document in documents])
-        if not np.isfinite(logits).all():
-            first = int(np.flatnonzero(~np.isfinite(logits).all(1))[0])
-            raise RefusedCheckpointError(
-                f"{self.path} answers row {first + 1} of {files.calibration} with {logits[first].tolist()}, which are "
-                "no numbers; its weights are damaged or overflow: use another checkpoint"
-            )
+        require_enough(path, len(labels), len(scored), least_rows)
+        logits = self._logits_of_rows(path, texts)
         temperature = fit_temperature(logits[fit], labels[fit])
         log_p = log_softmax(logits / np.float32(temperature), axis=1)
         total = -(np.exp(log_p) * log_p).sum(1)
@@ -131,7 +134,19 @@ class HuggingFaceCheckpoint:
             temperature=temperature,
         )
 
-    def held_out(self, files: RowFiles) -> tuple[list[str], list[int] | None]:
+    def _logits_of_rows(self, path: Path, texts: Sequence[str]) -> Floats:
+        documents = self.encoder.encode(texts)
+        self.require_padding_is_harmless(documents)
+        logits = np.concatenate([self.logits([document]) for document in documents])
+        if not np.isfinite(logits).all():
+            first = int(np.flatnonzero(~np.isfinite(logits).all(1))[0])
+            raise RefusedCheckpointError(
+                f"{self.path} answers row {first + 1} of {path} with {logits[first].tolist()}, which are "
+                "no numbers; its weights are damaged or overflow: use another checkpoint"
+            )
+        return logits
+
+    def held_out(self, files: RowFiles) -> tuple[list[str], list[Truth] | None]:
         """The user's labelled rows.
 
         Raises:
@@ -139,33 +154,23 @@ class HuggingFaceCheckpoint:
         """
         if files.calibration is None:
             raise GateError(f"{self.path} names no corpus; give real texts with --texts FILE")
-        return labelled_rows(files.calibration, files, self.label_names)
+        if self.kind == MULTI_LABEL:
+            texts, truth = multi_label_rows(files.calibration, files, self.label_names)
+            return texts, [tuple(row) for row in truth.tolist()]
+        if self.kind == REGRESSION:
+            texts, numbers = number_rows(files.calibration, files)
+            return texts, numbers.tolist()
+        texts, labels = labelled_rows(files.calibration, files, self.label_names)
+        return texts, list(labels)
 
-    def classifier(self, decision: Decision) -> PaddedClassifier:
-        """The model with temperature and decision, ragged outside."""
+    def classifier(self, decision: AnyDecision) -> PaddedClassifier:
+        """The model with its head and decision, ragged outside."""
         return PaddedClassifier(self.model, decision, self.facts.max_tokens, self.facts.pad_id).eval()
 
-    def answers(self, decision: Decision, documents: Sequence[Ids]) -> Answers:
+    def answers(self, decision: AnyDecision, documents: Sequence[Ids]) -> Answers:
         """The model's own answers, each text alone, with the decision taken here and not by the exported module."""
-        assert decision.temperature is not None
-        labels = np.array(self.label_names, dtype=np.str_)
-        parts = []
-        for document in documents:
-            log_p = log_softmax(self.logits([document]) / np.float32(decision.temperature), axis=1)
-            probabilities = np.exp(log_p)
-            total = -(probabilities * log_p).sum(1)
-            uncertain = ~(total <= np.float32(decision.risk_threshold))
-            parts.append(
-                Answers(
-                    label=labels[probabilities.argmax(1)],
-                    probabilities=probabilities,
-                    total=total,
-                    review=uncertain,
-                    reason=np.where(uncertain, REASONS[1], REASONS[0]),
-                    prediction_set=(1 - probabilities) <= np.float32(decision.conformal_threshold),
-                )
-            )
-        return Answers.joined(parts)
+        logits = np.concatenate([self.logits([document]) for document in documents])
+        return answers_of_logits(logits, decision, self.label_names)
 
     def record(self, files: RowFiles) -> dict[str, Any]:
         """The configuration, and the rows that it was calibrated on; what it was trained on, nobody says."""
@@ -215,14 +220,22 @@ class HuggingFaceCheckpoint:
                 f"{self.path}: {type(self.model).__name__} fails on texts of up to {self.facts.max_tokens} tokens "
                 f"({error}); give the right limit with --max-tokens, or another architecture"
             ) from error
-        with np.errstate(invalid="ignore"):  # what is not a number is said with the rows that it comes from
-            gap = np.abs(np.exp(log_softmax(together, axis=1)) - np.exp(log_softmax(alone, axis=1))).max()
+        with np.errstate(invalid="ignore", divide="ignore"):  # no numbers are said with the rows that they come from
+            gap = np.abs(self._comparable(together, alone) - self._comparable(alone, alone)).max()
         if gap > PADDING_TOLERANCE:
+            unit = "units of its values' size" if self.kind == REGRESSION else "probability"
             raise RefusedCheckpointError(
                 f"{self.path}: {type(self.model).__name__} answers differently where a text is padded, by {gap:.2g} in "
-                "probability, so joined requests would change each other's answers; use an encoder such as BERT, "
+                f"{unit}, so joined requests would change each other's answers; use an encoder such as BERT, "
                 "RoBERTa, DeBERTa or ModernBERT"
             )
+
+    def _comparable(self, logits: Floats, alone: Floats) -> Floats:
+        """Logits as what is answered: probabilities, or values in units of their size (root mean square)."""
+        if self.kind == REGRESSION:
+            return logits / np.float32(np.sqrt(np.square(alone).mean()))
+        answered: Floats = expit(logits) if self.kind == MULTI_LABEL else np.exp(log_softmax(logits, axis=1))
+        return answered
 
 
 def _load_model(path: Path, facts: FolderFacts) -> PreTrainedModel:

@@ -12,19 +12,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
+from export.answers import VALUE_TOLERANCE, Answers
+from export.decisions import AnyDecision, RegressionDecision
 from export.encoder import TextEncoder
 from export.errors import RepositoryError
 from export.outputs import BET, KINDS, Kind
 from export.texts import HOSTILE
 from train.checkpoint import sha256_of
-from train.decision import Decision
 from verdict import versions
 
 MANIFEST, PARITY = "manifest.json", "parity.json"
 
 PROBE_TEXT = "An unexpected delight: the story is thin, but the acting is wonderful and I would watch it again."
+PROBED = ("label", "probabilities", "total", "value")
 _GOLDEN = (PROBE_TEXT, "Terrible.", "I don't know<br /><br />what to say about it ...", *HOSTILE)
 
 
@@ -52,13 +55,27 @@ def encoder_of(tokenizer: Tokenizer, record: Mapping[str, Any]) -> TextEncoder:
     )
 
 
+def probe_record(answers: Answers, decision: AnyDecision) -> dict[str, Any]:
+    """The answer to `PROBE_TEXT` as `serve` asks for it; empty where a number in it is none, which JSON cannot hold.
+
+    A value's tolerance is its own, in the unit of the value: that of the gate, and what float32 resolves at its size.
+    """
+    given = answers.given()
+    said: dict[str, Any] = {name: given[name][0].tolist() for name in PROBED if name in given}
+    if not all(np.isfinite(given[name]).all() for name in said if name != "label"):
+        return {}
+    if isinstance(decision, RegressionDecision):
+        said["tolerance"] = VALUE_TOLERANCE * decision.scale + 4 * float(np.finfo(np.float32).eps) * abs(said["value"])
+    return {"text": PROBE_TEXT, **said}
+
+
 def describe(
     *,
     name: str,
     version: int,
     kind: Kind,
     labels: Sequence[str],
-    decision: Decision,
+    decision: AnyDecision,
     checkpoint: Mapping[str, Any],
     record: Mapping[str, Any],
     tokenizer: Mapping[str, Any],

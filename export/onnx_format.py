@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import GraphError
 from export.graph import ServedClassifier, example_inputs
-from export.outputs import BET, REASONS, SOFTMAX, STRINGS, Kind
+from export.outputs import BET, REASONS, STRINGS, Kind
 from export.padded import PaddedClassifier
 from export.padded_onnx import export_padded
 
@@ -61,7 +61,7 @@ def write_onnx(
     try:
         with _quiet():
             if isinstance(classifier, PaddedClassifier):
-                kind, model = SOFTMAX, export_padded(classifier, OPSET)
+                kind, model = classifier.kind, export_padded(classifier, OPSET)
             else:
                 kind, model = BET, _export_packed(classifier)
     except Exception as error:
@@ -142,17 +142,17 @@ def open_session(path: Path, parameters: Mapping[str, str]) -> onnxruntime.Infer
 def _append_names(model: onnx.ModelProto, labels: Sequence[str], kind: Kind) -> None:
     """Replace each index output by a Gather from a constant of names, keeping the order of the outputs."""
     graph = model.graph
+    given = {output.name: output for output in graph.output}
+    strings = {}
     for name, values in (("label", labels), ("reason", REASONS)):
+        index = given.get(STRINGS[name])
+        if index is None:
+            continue
         table = numpy_helper.from_array(np.array(values, dtype=object), f"{name}_names")
         graph.initializer.append(table)
-        graph.node.append(helper.make_node("Gather", [table.name, STRINGS[name]], [name], name=f"{name}_of_index"))
-    given = {output.name: output for output in graph.output}
-    strings = {
-        name: helper.make_tensor_value_info(name, TensorProto.STRING, _shape(given[index]))
-        for name, index in STRINGS.items()
-    }
-    for index in STRINGS.values():
-        graph.value_info.append(given[index])
+        graph.node.append(helper.make_node("Gather", [table.name, index.name], [name], name=f"{name}_of_index"))
+        strings[name] = helper.make_tensor_value_info(name, TensorProto.STRING, _shape(index))
+        graph.value_info.append(index)
     outputs = [strings.get(output.name) or given[output.name] for output in kind.outputs]
     del graph.output[:]
     graph.output.extend(outputs)

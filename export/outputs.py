@@ -19,8 +19,13 @@ class Output:
 
     name: str
     data_type: str  # of Triton's model configuration
-    per_class: bool = False  # [rows, classes], else [rows, 1]
+    per_class: bool = False  # [rows, classes], else [rows, width]
     diagnostic: bool = False  # clients ask for it only on demand
+    width: int = 1
+
+    def columns(self, classes: int) -> int:
+        """Values of one row."""
+        return classes if self.per_class else self.width
 
 
 CLASSIFIER_OUTPUTS = (
@@ -36,15 +41,31 @@ CLASSIFIER_OUTPUTS = (
     Output("order_dispersion", "TYPE_FP32", diagnostic=True),
     Output("evidence_budget", "TYPE_INT32", diagnostic=True),
 )
+MULTI_LABEL_OUTPUTS = (
+    Output("probabilities", "TYPE_FP32", per_class=True),
+    Output("assigned", "TYPE_BOOL", per_class=True),
+    Output("total", "TYPE_FP32"),
+    Output("undecided", "TYPE_BOOL", per_class=True),
+    Output("review", "TYPE_BOOL"),
+    Output("reason", "TYPE_STRING"),
+)
+REGRESSION_OUTPUTS = (Output("value", "TYPE_FP32"), Output("prediction_interval", "TYPE_FP32", width=2))
 TOKENIZER_OUTPUTS = (Output("tokens", "TYPE_INT32"), Output("truncated", "TYPE_BOOL"))
 
 STRINGS = {"label": "label_index", "reason": "reason_index"}
 """Outputs that PyTorch cannot compute: the traced classifier returns the index instead."""
 
+WIDE = {
+    output.name
+    for output in (*CLASSIFIER_OUTPUTS, *MULTI_LABEL_OUTPUTS, *REGRESSION_OUTPUTS)
+    if output.per_class or output.width > 1
+}
+"""Outputs that have more than one value of a row."""
+
 
 @dataclass(frozen=True)
 class Kind:
-    """What one kind of classifier can honestly say, and how it executes several rows; a name keeps one kind."""
+    """What one kind of model can honestly say, and how it executes several rows; a name keeps one kind."""
 
     name: str
     outputs: tuple[Output, ...]
@@ -63,4 +84,7 @@ def _only(*names: str) -> tuple[Output, ...]:
 BET = Kind("bet", CLASSIFIER_OUTPUTS, padded=False)
 # A softmax has no posterior: what its total uncertainty consists of, it cannot say.
 SOFTMAX = Kind("softmax", _only("label", "probabilities", "total", "review", "reason", "prediction_set"), padded=True)
-KINDS = {kind.name: kind for kind in (BET, SOFTMAX)}
+# One sigmoid of each label: any number of them may be right, so there is no one label, and no set of classes.
+MULTI_LABEL = Kind("multi_label", MULTI_LABEL_OUTPUTS, padded=True)
+REGRESSION = Kind("regression", REGRESSION_OUTPUTS, padded=True)
+KINDS = {kind.name: kind for kind in (BET, SOFTMAX, MULTI_LABEL, REGRESSION)}

@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from train.decision import Decision
+from export.decisions import AnyDecision
+from export.heads import Head, head_of
+from export.outputs import Kind
 
 
 def pad_rows(input_ids: Tensor, lengths: Tensor, limit: int, pad_id: int) -> tuple[Tensor, Tensor]:
@@ -41,56 +43,34 @@ def pad_rows(input_ids: Tensor, lengths: Tensor, limit: int, pad_id: int) -> tup
 
 
 class PaddedAnswer(nn.Module):
-    """Padded rows -> the decision on them, as the tensors that `export.outputs.SOFTMAX` names."""
+    """Padded rows -> the decision on them, as the tensors that the kind of the head names."""
 
-    temperature: Tensor
-    risk_threshold: Tensor
-    conformal_threshold: Tensor
-
-    def __init__(self, model: nn.Module, decision: Decision) -> None:
+    def __init__(self, model: nn.Module, head: Head) -> None:
         super().__init__()
         self.model = model
-        for name in ("temperature", "risk_threshold", "conformal_threshold"):
-            self.register_buffer(name, torch.tensor(getattr(decision, name), dtype=torch.float32))
+        self.head = head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        """Decide on R texts.
-
-        Args:
-            input_ids: [R, m] int64.
-            attention_mask: [R, m] int64, 0 where a row is padded.
-
-        Returns:
-            label_index int64 [R, 1], probabilities [R, C], total [R, 1] (nats), review bool [R, 1], reason_index int64
-            [R, 1], prediction_set bool [R, C].
-        """
-        logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
-        log_probabilities = torch.log_softmax(logits / self.temperature, dim=-1)
-        probabilities = log_probabilities.exp()
-        total = -(probabilities * log_probabilities).sum(-1, keepdim=True)
-        # Written so that NaN, which compares false with everything, goes to review and into no prediction set.
-        uncertain = ~(total <= self.risk_threshold)
-        return (
-            probabilities.argmax(-1, keepdim=True),
-            probabilities,
-            total,
-            uncertain,
-            uncertain.to(torch.int64),
-            (1 - probabilities) <= self.conformal_threshold,
-        )
+        """input_ids [R, m] int64, attention_mask [R, m] int64 (0 where a row is padded) -> the tensors of the head."""
+        return self.head(self.model(input_ids=input_ids, attention_mask=attention_mask).logits)  # type: ignore[no-any-return]
 
 
 class PaddedClassifier(nn.Module):
     """Ragged rows -> the decision on them."""
 
-    def __init__(self, model: nn.Module, decision: Decision, limit: int, pad_id: int) -> None:
+    def __init__(self, model: nn.Module, decision: AnyDecision, limit: int, pad_id: int) -> None:
         super().__init__()
-        self.answer = PaddedAnswer(model, decision)
+        self.answer = PaddedAnswer(model, head_of(decision))
         self.limit = limit
         self.pad_id = pad_id
 
+    @property
+    def kind(self) -> Kind:
+        """Which tensors come out."""
+        return self.answer.head.kind
+
     def forward(self, input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        """input_ids [T] int64, lengths [R, 1] int32 -> the tensors of `PaddedAnswer`."""
+        """input_ids [T] int64, lengths [R, 1] int32 -> the tensors of the head."""
         return self.answer(*pad_rows(input_ids, lengths, self.limit, self.pad_id))  # type: ignore[no-any-return]
 
     def example(self) -> tuple[Tensor, Tensor]:

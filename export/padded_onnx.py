@@ -15,14 +15,13 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from export.outputs import SOFTMAX
 from export.padded import PaddedClassifier
 
 _IDS, _MASK = "padded_ids", "attention_mask"
 
 
 def export_padded(classifier: PaddedClassifier, opset: int, *, dynamo: bool = False) -> onnx.ModelProto:
-    """The classifier as an ONNX graph: input_ids [T], lengths [R, 1] -> the tensors of `SOFTMAX`.
+    """The classifier as an ONNX graph: input_ids [T], lengths [R, 1] -> the tensors of its kind.
 
     Args:
         dynamo: take dynamo's exporter. The tracing one is deprecated; on the day that it is gone, this default changes.
@@ -40,7 +39,7 @@ def _by_dynamo(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
         dynamo=True,
         opset_version=opset,
         input_names=[_IDS, _MASK],
-        output_names=list(SOFTMAX.tensors),
+        output_names=list(classifier.kind.tensors),
         dynamic_shapes=({0: rows, 1: tokens}, {0: rows, 1: tokens}),
         verbose=False,
     )
@@ -51,7 +50,7 @@ def _by_dynamo(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
 def _by_tracing(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
     file = io.BytesIO()
     answer = classifier.answer.eval()  # the exporter sets a module back to the mode it was in, with all its parts
-    rows = {name: {0: "rows"} for name in SOFTMAX.tensors}
+    names = list(classifier.kind.tensors)
     with warnings.catch_warnings():
         # Deprecated, and warns of every Python number that it keeps; the gate compares at many shapes.
         warnings.simplefilter("ignore")
@@ -62,8 +61,11 @@ def _by_tracing(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
             dynamo=False,
             opset_version=opset,
             input_names=[_IDS, _MASK],
-            output_names=list(SOFTMAX.tensors),
-            dynamic_axes={_IDS: {0: "rows", 1: "tokens"}, _MASK: {0: "rows", 1: "tokens"}, **rows},
+            output_names=names,
+            dynamic_axes={
+                **{name: {0: "rows", 1: "tokens"} for name in (_IDS, _MASK)},
+                **{name: {0: "rows"} for name in names},
+            },
         )
     return onnx.load_model_from_string(file.getvalue())
 

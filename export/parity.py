@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from export.answers import Answers, Difference, Floats, compare
+from export.answers import VALUE_TOLERANCE, Answers, Difference, Floats, compare, scale_of
 from export.encoder import Ids
-from export.outputs import REASONS, Kind
+from export.outputs import MULTI_LABEL, REASONS, REGRESSION, Kind
 from export.texts import GateText
 from train.metrics import nll
 from train.model.segments import FILL
@@ -43,10 +44,15 @@ PADDED_TOLERANCES: Tolerances = {
     "probabilities": 1e-4,
     "uncertainty": 1e-3,
 }
+REGRESSION_TOLERANCES: Tolerances = {"value": VALUE_TOLERANCE}
 
 
-def tolerances_of(kind: Kind) -> Tolerances:
-    """What a kind of classifier may differ by."""
+def tolerances_of(kind: Kind, labels: int) -> Tolerances:
+    """What a kind of model with so many labels may differ by."""
+    if kind == REGRESSION:
+        return REGRESSION_TOLERANCES
+    if kind == MULTI_LABEL:  # its total is a sum over the labels, each of which may differ by as much as a softmax's
+        return {**PADDED_TOLERANCES, "uncertainty": labels * PADDED_TOLERANCES["uncertainty"]}
     return PADDED_TOLERANCES if kind.padded else TOLERANCES
 
 
@@ -56,7 +62,7 @@ _OTHERS = {
     "order_dispersion": "",
     "evidence_budget": "orders",
 }
-FLIPS = ("label_flips", "review_flips", "reason_flips", "prediction_set_flips")
+FLIPS = ("label_flips", "review_flips", "reason_flips", "prediction_set_flips", "undecided_flips")
 
 Executor = Callable[[Ids, np.ndarray[Any, np.dtype[np.int32]]], Answers]
 """input_ids [T], lengths [R, 1] -> answers of R texts."""
@@ -75,8 +81,9 @@ def torch_executor(classifier: nn.Module, kind: Kind, labels: Sequence[str]) -> 
         with torch.no_grad():
             tensors = classifier(torch.from_numpy(ids), torch.from_numpy(lengths))
         answer = dict(zip(names, (tensor.numpy() for tensor in tensors), strict=True))
-        answer["label"] = np.array(labels, dtype=np.str_)[answer["label"]]
-        answer["reason"] = np.array(REASONS, dtype=np.str_)[answer["reason"]]
+        for name, said in (("label", labels), ("reason", REASONS)):
+            if name in answer:
+                answer[name] = np.array(said, dtype=np.str_)[answer[name]]
         return Answers.of_outputs(names, list(answer.values()))
 
     return execute
@@ -152,15 +159,14 @@ class Parity:
         self.differences[side] = {way: compare(self.reference, answer) for way, answer in answers.items()}
         self.by_bucket[side] = _by_bucket(self.reference, answers.values(), self.texts)
         labelled = [i for i, text in enumerate(self.texts) if text.label is not None]
-        if labelled:
-            labels = np.array([self.texts[i].label for i in labelled], dtype=np.int64)
-            true = self.reference.probabilities[labelled]
-            # The reference's bins for both sides: rounding would swap rows of two bins whose confidences nearly agree.
-            bins = np.array_split(np.argsort(true.max(1), kind="stable"), _BINS)
-            for answer in answers.values():
-                other = answer.probabilities[labelled]
-                self.nll = max(self.nll or 0.0, _apart(nll(true, labels), nll(other, labels)))
-                self.ece = max(self.ece or 0.0, _apart(_ece(true, labels, bins), _ece(other, labels, bins)))
+        true = self.reference.probabilities
+        if not labelled or true is None:
+            return
+        truth = np.array([self.texts[i].label for i in labelled])
+        for answer in answers.values():
+            if answer.probabilities is not None:
+                apart = scores_apart(true[labelled], answer.probabilities[labelled], truth)
+                self.nll, self.ece = max(self.nll or 0.0, apart[0]), max(self.ece or 0.0, apart[1])
 
     @property
     def non_finite(self) -> list[str]:
@@ -169,15 +175,19 @@ class Parity:
 
     def add_to(self, report: Report) -> None:
         """Add the checks, and under `parity` what is behind them."""
+        is_value = self.reference.value is not None
+        tolerance = self.tolerances["value" if is_value else "probabilities"]
         for side, ways in self.differences.items():
-            largest = max(difference.probabilities for difference in ways.values())
-            report.add(f"parity_{side}", largest, "", f"<= {self.tolerances['probabilities']:g}")
+            largest = max(difference.answer for difference in ways.values())
+            report.add(f"parity_{side}", largest, "of the values' spread" if is_value else "", f"<= {tolerance:g}")
         for name, unit in _OTHERS.items():
             values = [v for _, _, difference in self._all() if (v := getattr(difference, name)) is not None]
             if values:
                 report.add(f"{name}_difference", max(values), unit, f"<= {self.tolerances.get(name, 0.0):g}")
         for flips in FLIPS:
-            report.add(flips, sum(getattr(difference, flips) for _, _, difference in self._all()), "answers", "== 0")
+            counts = [count for _, _, difference in self._all() if (count := getattr(difference, flips)) is not None]
+            if counts:
+                report.add(flips, sum(counts), "answers", "== 0")
         if self.nll is not None:
             report.add("nll_difference", self.nll, "nats", "<= 1e-4")
             report.add("ece_difference", self.ece, "", "<= 1e-4")
@@ -186,7 +196,7 @@ class Parity:
 
     def as_dict(self) -> dict[str, Any]:
         """What the parity report keeps: every side, way and bucket, and the worst text."""
-        side, way, worst = max(self._all(), key=lambda entry: entry[2].probabilities)
+        side, way, worst = max(self._all(), key=lambda entry: entry[2].answer)
         text = self.texts[worst.worst]
         return {
             "texts": len(self.texts),
@@ -197,7 +207,7 @@ class Parity:
             "worst": {
                 "side": side,
                 "way": way,
-                "difference": _plain({"p": worst.probabilities})["p"],
+                "difference": _plain({"answer": worst.answer})["answer"],
                 "position": worst.worst,
                 "bucket": text.bucket,
                 "tokens": text.tokens,
@@ -216,6 +226,34 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
 
 
+def scores_apart(reference: Floats, other: Floats, truth: NDArray[Any]) -> tuple[float, float]:
+    """By how much NLL (nats) and calibration error of two sides differ on labelled rows.
+
+    Args:
+        reference: probabilities [N, C], as `other`.
+        truth: class indices [N], or which labels each row carries, bool [N, C]; the scores are then the means over
+            the labels' yes-or-no questions.
+    """
+    if truth.ndim > 1:
+        columns = [
+            scores_apart(_yes_or_no(reference[:, c]), _yes_or_no(other[:, c]), truth[:, c])
+            for c in range(truth.shape[1])
+        ]
+        nlls, eces = np.mean(columns, axis=0)
+        return float(nlls), float(eces)
+    labels = truth.astype(np.int64)
+    # The reference's bins for both sides: rounding would swap rows of two bins whose confidences nearly agree.
+    bins = np.array_split(np.argsort(reference.max(1), kind="stable"), _BINS)
+    return (
+        _apart(nll(reference, labels), nll(other, labels)),
+        _apart(_ece(reference, labels, bins), _ece(other, labels, bins)),
+    )
+
+
+def _yes_or_no(probabilities: Floats) -> Floats:
+    return np.stack([1 - probabilities, probabilities], axis=1)
+
+
 def _apart(reference: float, other: float) -> float:
     gap = abs(reference - other)
     return gap if math.isfinite(gap) else math.inf
@@ -228,13 +266,13 @@ def _ece(probabilities: Floats, labels: Ids, bins: Sequence[Ids]) -> float:
 
 
 def _by_bucket(reference: Answers, answers: Iterable[Answers], texts: Sequence[GateText]) -> dict[str, float]:
-    """Largest |Δp| of each length bucket."""
+    """Largest difference of the answer in each length bucket."""
     rows: dict[str, list[int]] = {}
     for i, text in enumerate(texts):
         rows.setdefault(text.bucket, []).append(i)
-    given = list(answers)
+    given, scale = list(answers), scale_of(reference)
     return {
-        bucket: max(compare(reference.take(index), answer.take(index)).probabilities for answer in given)
+        bucket: max(compare(reference.take(index), answer.take(index), scale).answer for answer in given)
         for bucket, index in rows.items()
     }
 

@@ -276,7 +276,7 @@ def _add_outputs(config: pb.ModelConfig, outputs: Iterable[Output], classes: int
         config.output.add(
             name=output.name,
             data_type=pb.DataType.Value(output.data_type),
-            dims=[classes if output.per_class else 1],
+            dims=[output.columns(classes)],
         )
 
 

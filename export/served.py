@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 from bet_client import BetClientError, Client, Diagnostics, Prediction
+from numpy.typing import NDArray
 from tritonclient import grpc as triton_grpc
 from tritonclient import http as triton_http
 from tritonclient.utils import InferenceServerException
@@ -122,31 +123,50 @@ def _all_answered(way: str, given: Sequence[Prediction | BetClientError]) -> lis
 def _as_answers(predictions: Sequence[Prediction], labels: Sequence[str]) -> Answers:
     """Typed answers as arrays; a field that only some answers give counts as not finite where it is missing."""
     diagnostics = [p.diagnostics or Diagnostics(None, None, None) for p in predictions]
-    concentration = [d.concentration for d in diagnostics]
     budget = [d.evidence_budget for d in diagnostics]
     return Answers(
-        label=np.array([p.label for p in predictions], dtype=np.str_),
-        probabilities=np.array([[p.probabilities[name] for name in labels] for p in predictions], dtype=np.float32),
-        total=_numbers([p.total for p in predictions]),
-        review=np.array([bool(p.review) for p in predictions]),
-        reason=np.array([str(p.reason) for p in predictions], dtype=np.str_),
-        prediction_set=np.array([[name in (p.prediction_set or ()) for name in labels] for p in predictions]),
+        label=_names([p.label for p in predictions]),
+        probabilities=_by_label([p.probabilities for p in predictions], labels),
+        total=_column([p.total for p in predictions]),
+        review=None if all(p.review is None for p in predictions) else np.array([bool(p.review) for p in predictions]),
+        reason=_names([p.reason for p in predictions]),
+        prediction_set=_members([p.prediction_set for p in predictions], labels),
         aleatoric=_column([p.aleatoric for p in predictions]),
         epistemic=_column([p.epistemic for p in predictions]),
-        concentration=None
-        if not any(concentration)
-        else np.array([[(c or {}).get(name, np.nan) for name in labels] for c in concentration], dtype=np.float32),
+        concentration=_by_label([d.concentration for d in diagnostics], labels),
         order_dispersion=_column([d.order_dispersion for d in diagnostics]),
         evidence_budget=None
         if all(orders is None for orders in budget)
         else np.array([-1 if orders is None else orders for orders in budget], dtype=np.int32),
+        assigned=_members([p.labels for p in predictions], labels),
+        undecided=_members([p.undecided for p in predictions], labels),
+        value=_column([p.value for p in predictions]),
+        prediction_interval=None
+        if all(p.prediction_interval is None for p in predictions)
+        else np.array([p.prediction_interval or (np.nan, np.nan) for p in predictions], dtype=np.float32),
     )
 
 
+# Each None where no answer gives the field: then the ensemble does not declare it.
+
+
+def _names(values: Sequence[str | None]) -> NDArray[np.str_] | None:
+    return None if all(value is None for value in values) else np.array([str(value) for value in values], dtype=np.str_)
+
+
+def _by_label(values: Sequence[dict[str, float] | None], labels: Sequence[str]) -> Floats | None:
+    if all(value is None for value in values):
+        return None
+    return np.array([[(value or {}).get(name, np.nan) for name in labels] for value in values], dtype=np.float32)
+
+
+def _members(values: Sequence[tuple[str, ...] | None], labels: Sequence[str]) -> NDArray[np.bool_] | None:
+    if all(value is None for value in values):
+        return None
+    return np.array([[name in (value or ()) for name in labels] for value in values], dtype=bool)
+
+
 def _column(values: Sequence[float | None]) -> Floats | None:
-    """None where no answer gives the field: then the ensemble does not declare it."""
-    return None if all(value is None for value in values) else _numbers(values)
-
-
-def _numbers(values: Sequence[float | None]) -> Floats:
+    if all(value is None for value in values):
+        return None
     return np.array([np.nan if value is None else value for value in values], dtype=np.float32)

@@ -11,18 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from export import versions
 from export.checkpoints import Exportable
+from export.decisions import AnyDecision
 from export.graph import ServedClassifier
-from export.manifest import MANIFEST, PARITY, PROBE_TEXT, describe, tokenizer_record, write_manifest
+from export.manifest import MANIFEST, PARITY, PROBE_TEXT, describe, probe_record, tokenizer_record, write_manifest
 from export.onnx_format import write_onnx
 from export.padded import PaddedClassifier
 from export.repository import DEFAULT_NAME, Names, Pins, write_configurations
 from export.rows import RowFiles
 from export.torchscript import write_torchscript
-from train.decision import Decision
 from train.fit import git_commit
 from verdict import Report
 
@@ -37,7 +35,7 @@ class StagedVersion:
     folder: Path
     names: Names
     checkpoint: Exportable
-    decision: Decision
+    decision: AnyDecision
     files: RowFiles = field(default_factory=RowFiles)
     manifest: dict[str, Any] = field(default_factory=dict)
 
@@ -95,12 +93,4 @@ class StagedVersion:
 
     def _probe(self) -> dict[str, Any]:
         answer = self.checkpoint.answers(self.decision, self.checkpoint.encoder.encode([PROBE_TEXT]))
-        numbers = (*answer.probabilities[0].tolist(), float(answer.total[0]))
-        if not np.isfinite(numbers).all():  # JSON has no NaN; the gate names the outputs
-            return {}
-        return {
-            "text": PROBE_TEXT,
-            "label": str(answer.label[0]),
-            "probabilities": list(numbers[:-1]),
-            "total": numbers[-1],
-        }
+        return probe_record(answer, self.decision)

@@ -30,6 +30,10 @@ HOSTILE = (
 """Texts made to hurt; they are answered like any other."""
 
 
+Truth = int | float | tuple[bool, ...]
+"""What a row is labelled with: a class index, a number, or which labels it carries."""
+
+
 @dataclass(frozen=True)
 class GateText:
     """One text of the gate."""
@@ -38,7 +42,7 @@ class GateText:
     ids: Ids  # int64 [1 … limit], as served
     tokens: int  # before the cut
     bucket: str
-    label: int | None  # class index, where the text is a labelled row as it stands
+    label: Truth | None  # where the text is a labelled row as it stands
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def length_buckets(limit: int) -> list[Bucket]:
 def choose_texts(
     encoder: TextEncoder,
     texts: Sequence[str],
-    labels: Sequence[int] | None,
+    labels: Sequence[Truth] | None,
     *,
     count: int,
     seed: int = 0,
@@ -81,7 +85,7 @@ def choose_texts(
 
     Args:
         texts: real texts; blank ones are left out.
-        labels: class index of each, if known.
+        labels: of each, if known.
 
     Raises:
         GateError: if the texts are too few to make every length from them.
@@ -94,10 +98,10 @@ def choose_texts(
     sizes = [n - added for n in encoder.count([texts[i] for i in rows])]
     buckets = length_buckets(encoder.max_length - added)
     quota = -(-count // len(buckets))
-    chosen: list[tuple[str, int, str, int | None]] = []
+    chosen: list[tuple[str, int, str, Truth | None]] = []
     for bucket in buckets:
         own = [(i, n) for i, n in zip(rows, sizes, strict=True) if bucket.holds(n)][:quota]
-        chosen += [(texts[i], n, bucket.name, None if labels is None else int(labels[i])) for i, n in own]
+        chosen += [(texts[i], n, bucket.name, None if labels is None else labels[i]) for i, n in own]
         made = _make(encoder, [texts[i] for i in rows], bucket, quota - len(own), seed)
         chosen += [(text, n, bucket.name, None) for text, n in made]
     hostile = zip(HOSTILE, encoder.count(HOSTILE), strict=True)

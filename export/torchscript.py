@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from export.errors import GraphError
 from export.graph import ServedClassifier, example_inputs
-from export.outputs import REASONS
+from export.outputs import MULTI_LABEL, REASONS, REGRESSION
 from export.padded import PaddedClassifier, pad_rows
 
 _RANDOM = ("aten::rand", "aten::normal", "aten::bernoulli", "aten::multinomial", "aten::uniform")
@@ -88,6 +88,42 @@ class NamedSoftmaxAnswers(nn.Module):
         )
 
 
+class NamedMultiLabelAnswers(nn.Module):
+    """As `NamedSoftmaxAnswers`, for any number of labels of a text."""
+
+    reasons: list[str]
+
+    def __init__(self, traced: torch.jit.ScriptModule, limit: int, pad_id: int, reasons: list[str]) -> None:
+        super().__init__()
+        self.answer = traced
+        self.limit = limit
+        self.pad_id = pad_id
+        self.reasons = reasons
+
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[str]]:
+        """input_ids [T], lengths [R, 1] -> the outputs of `export.outputs.MULTI_LABEL`."""
+        ids, mask = pad_rows(input_ids, lengths, self.limit, self.pad_id)
+        answer = self.answer(ids, mask)
+        reason_index: list[int] = answer[5][:, 0].tolist()
+        return (answer[0], answer[1], answer[2], answer[3], answer[4], [self.reasons[i] for i in reason_index])
+
+
+class RegressionAnswers(nn.Module):
+    """A traced padded regression model with the padding in front; it has no names to give."""
+
+    def __init__(self, traced: torch.jit.ScriptModule, limit: int, pad_id: int) -> None:
+        super().__init__()
+        self.answer = traced
+        self.limit = limit
+        self.pad_id = pad_id
+
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """input_ids [T], lengths [R, 1] -> the outputs of `export.outputs.REGRESSION`."""
+        ids, mask = pad_rows(input_ids, lengths, self.limit, self.pad_id)
+        answer = self.answer(ids, mask)
+        return answer[0], answer[1]
+
+
 def write_torchscript(classifier: ServedClassifier | PaddedClassifier, labels: Sequence[str], path: Path) -> None:
     """Trace the classifier and write it to `path`.
 
@@ -98,13 +134,12 @@ def write_torchscript(classifier: ServedClassifier | PaddedClassifier, labels: S
         with warnings.catch_warnings(), torch.no_grad():
             # Tracing warns of every Python number it keeps; the gate compares at many shapes, which is the real check.
             warnings.simplefilter("ignore")
-            names = (list(labels), list(REASONS))
             if isinstance(classifier, PaddedClassifier):
                 traced = torch.jit.trace(classifier.answer.eval(), classifier.example(), check_trace=False)
-                named: nn.Module = NamedSoftmaxAnswers(traced, classifier.limit, classifier.pad_id, *names)
+                named = _named(traced, classifier, list(labels))
             else:
                 traced = torch.jit.trace(classifier.eval(), example_inputs(), check_trace=False)
-                named = NamedAnswers(traced, *names)
+                named = NamedAnswers(traced, list(labels), list(REASONS))
             _follow_the_input(traced)
             scripted = torch.jit.script(named)
             random = sorted({node.kind() for node in traced.inlined_graph.nodes() if _draws(node)})
@@ -123,6 +158,16 @@ def open_torchscript(path: Path) -> torch.jit.ScriptModule:
         warnings.simplefilter("ignore", DeprecationWarning)  # torch points to torch.export, which this backend has not
         module: torch.jit.ScriptModule = torch.jit.load(path)
     return module
+
+
+def _named(traced: torch.jit.ScriptModule, classifier: PaddedClassifier, labels: list[str]) -> nn.Module:
+    """The padding in front of a traced padded model, and behind it the names that its kind gives."""
+    padding = (classifier.limit, classifier.pad_id)
+    if classifier.kind == MULTI_LABEL:
+        return NamedMultiLabelAnswers(traced, *padding, list(REASONS))
+    if classifier.kind == REGRESSION:
+        return RegressionAnswers(traced, *padding)
+    return NamedSoftmaxAnswers(traced, *padding, labels, list(REASONS))
 
 
 def _follow_the_input(traced: torch.jit.ScriptModule) -> None:

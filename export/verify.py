@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 from export import served, versions
 from export.answers import Answers
 from export.checkpoints import Exportable, gate_texts, load_checkpoint
+from export.decisions import decision_of
 from export.encoder import TextEncoder
 from export.errors import ExportError, GateError, RepositoryError
 from export.manifest import encoder_of, kind_of
@@ -28,7 +29,6 @@ from export.rows import RowFiles, texts_of
 from export.served import Protocol
 from export.texts import GateText, choose_texts
 from train.checkpoint import sha256_of
-from train.decision import Decision
 from train.errors import TrainError
 from train.tokenizer import load_tokenizer
 from verdict import Report
@@ -71,13 +71,15 @@ def verify(options: VerifyOptions) -> Report:
     texts = _texts(options, names, number, manifest, checkpoint)
     if checkpoint is not None:
         truth = f"PyTorch, from {checkpoint.path}"
-        reference = checkpoint.answers(Decision(**manifest["calibration"]), [text.ids for text in texts])
+        reference = checkpoint.answers(
+            decision_of(checkpoint.kind, manifest["calibration"]), [text.ids for text in texts]
+        )
     else:
         truth = "the exported graph, by ONNX Runtime in this process (the checkpoint of the manifest is not there)"
         reference = _graph_answers(options.repository, names, number, manifest, texts)
     _log.info("truth: %s", truth)
     live = served.ask(options.url, names, options.protocol, texts, manifest["tokenizer"]["max_length"])
-    parity = Parity(reference, texts, tolerances_of(kind_of(manifest)))
+    parity = Parity(reference, texts, tolerances_of(kind_of(manifest), len(manifest["labels"])))
     parity.add("served", live.answers)
     parity.add_to(report)
     report.add("token_count_flips", live.miscounted, "answers", "== 0")

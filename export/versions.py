@@ -36,6 +36,7 @@ class Version:
     faults: tuple[str, ...]  # what is missing or altered; empty for a version that can be served
     created: str | None
     labels: tuple[str, ...]
+    kind: str | None  # of `export.outputs`
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -120,6 +121,7 @@ def list_versions(repository: Path, names: Names) -> list[Version]:
                 faults=faults,
                 created=manifest.get("created"),
                 labels=tuple(manifest.get("labels", ())),
+                kind=kind_of(manifest).name if manifest else None,
             )
         )
     return found

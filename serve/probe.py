@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from serve.errors import ProbeError, ServeError
 from serve.repository import Probe
-
-# Between one machine's fp32 arithmetic and another's; a wrong temperature or label order is far beyond it.
-TOLERANCE = 1e-4
 
 
 class NotReadyError(ServeError):
@@ -54,16 +52,15 @@ def require_ready(url: str, model: str, timeout: float) -> None:
 
 
 def require_right_answer(url: str, probe: Probe, timeout: float) -> None:
-    """Raise unless the probe's text gets the probe's answer, within `TOLERANCE`.
+    """Raise unless the probe's text gets the probe's answer, within its tolerance.
 
     Raises:
         NotReadyError: if the server cannot be reached.
         ProbeError: if the inference fails, or its answer differs.
     """
-    outputs = ["label", "probabilities", *(["total"] if probe.total is not None else [])]
     request = {
         "inputs": [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [probe.text]}],
-        "outputs": [{"name": name} for name in outputs],
+        "outputs": [{"name": name} for name in probe.answer],
     }
     status, content = _call("POST", url, f"/v2/models/{probe.model}/infer", request, timeout)
     if status == http.client.SERVICE_UNAVAILABLE:
@@ -73,23 +70,20 @@ def require_right_answer(url: str, probe: Probe, timeout: float) -> None:
             f"model {probe.model!r} fails a real inference (status {status}): {content.get('error', content)}"
         )
     answer = {output["name"]: output["data"] for output in content.get("outputs", [])}
-    expected: dict[str, list[Any]] = {"label": [probe.label], "probabilities": list(probe.probabilities)}
-    if probe.total is not None:
-        expected["total"] = [probe.total]
-    for name, right in expected.items():
+    for name, right in probe.answer.items():
         given = answer.get(name, [])
-        if not _equal(given, right):
+        if not _equal(given, right, probe.tolerance):
             raise ProbeError(
-                f"model {probe.model!r} answers the probe of its manifest with {name} = {given}, recorded was {right}; "
-                "the version's files or the engine's libraries have changed: export the version again"
+                f"model {probe.model!r} answers the probe of its manifest with {name} = {given}, recorded was "
+                f"{list(right)}; the version's files or the engine's libraries have changed: export the version again"
             )
 
 
-def _equal(given: list[Any], right: list[Any]) -> bool:
+def _equal(given: list[Any], right: Sequence[str | float], tolerance: float) -> bool:
     if len(given) != len(right):
         return False
     return all(
-        abs(a - b) <= TOLERANCE if isinstance(a, int | float) and isinstance(b, float) else a == b
+        abs(a - b) <= tolerance if isinstance(a, int | float) and isinstance(b, float) else a == b
         for a, b in zip(given, right, strict=True)
     )
 

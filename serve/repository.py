@@ -9,9 +9,10 @@ the version was made.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -52,9 +53,8 @@ class Probe:
 
     model: str
     text: str
-    label: str
-    probabilities: tuple[float, ...]
-    total: float | None  # nats; None for a model that has no uncertainty output
+    answer: Mapping[str, tuple[str | float, ...]]  # by output, what one row holds
+    tolerance: float = 1e-4  # of a number: between one machine's float32 and another's; a value's depends on its unit
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,7 @@ class Repository:
             try:
                 probe = json.loads(manifest.read_text(encoding="utf-8")).get("probe")
                 if probe is not None:
-                    total = probe.get("total")
-                    return Probe(
-                        model=name,
-                        text=str(probe["text"]),
-                        label=str(probe["label"]),
-                        probabilities=tuple(float(p) for p in probe["probabilities"]),
-                        total=None if total is None else float(total),
-                    )
+                    return _probe(name, probe)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise RepositoryError(
                     f"{manifest} has no readable probe ({error!r}); export the version again"
@@ -162,6 +155,21 @@ def read_repository(path: Path, device: str = "cpu") -> Repository:
     if not models:
         raise RepositoryError(f"{path} holds no model (no folder with a {CONFIG}); {EXPORT_HINT}")
     return Repository(path, models)
+
+
+def _probe(model: str, record: Mapping[str, Any]) -> Probe:
+    """A probe as manifests hold it: a text, and an entry for each output of its answer.
+
+    Raises:
+        ValueError, KeyError, TypeError: if it is none.
+    """
+    several = "probabilities" in record and "label" not in record  # any number of labels, and no one of them
+    names = ("value",) if "value" in record else ("probabilities",) if several else ("label", "probabilities")
+    answer: dict[str, tuple[str | float, ...]] = {}
+    for name in (*names, *(("total",) if record.get("total") is not None else ())):
+        given = record[name] if isinstance(record[name], list) else [record[name]]
+        answer[name] = tuple(str(entry) if name == "label" else float(entry) for entry in given)
+    return Probe(model, str(record["text"]), answer, float(record.get("tolerance", Probe.tolerance)))
 
 
 def _read_model(folder: Path, config: Path) -> Model:

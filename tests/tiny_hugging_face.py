@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 transformers.utils.logging.disable_progress_bar()
@@ -123,10 +125,10 @@ def write_folder(folder: Path, family: str = "bert", labels: tuple[str, ...] = L
                 parameter.normal_(0, 0.1)
         encodings = tokenizer.encode_batch(list(TEXTS[:60]))
         logits = torch.cat([model(input_ids=torch.tensor([row.ids[:LIMIT]])).logits for row in encodings])
-        weight, bias = [p for p in model.parameters() if p.shape[0] == len(labels)][-2:]
+        head = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == len(labels)][-1]
         scale = 6 / logits.std(0)
-        weight.mul_(scale[:, None])
-        bias.copy_((bias - logits.mean(0)) * scale)
+        head.weight.mul_(scale[:, None])
+        head.bias.copy_((head.bias - logits.mean(0)) * scale)
     model.save_pretrained(folder)
     tokenizer.enable_padding(length=7, pad_id=ids[kind.padding], pad_token=kind.padding)
     tokenizer.enable_truncation(7)
@@ -135,10 +137,23 @@ def write_folder(folder: Path, family: str = "bert", labels: tuple[str, ...] = L
 
 
 def write_rows(folder: Path, to: Path, *, rows: int = 160) -> Path:
-    """A CSV of texts with labels drawn from the probabilities of the model in `folder`."""
+    """A CSV of texts, labelled as the model in `folder` would have it.
+
+    A label is drawn from the probabilities, and so is each of several labels (joined by "|"); a regression's number is
+    the value with noise of standard deviation 1.
+    """
     random = np.random.default_rng(0)
     config = json.loads((folder / "config.json").read_text())
     labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
+
+    def drawn(logits: torch.Tensor) -> Any:
+        if config.get("problem_type") == "regression":
+            return round(float(logits[0]) + random.normal(), 3)
+        if config.get("problem_type") == "multi_label_classification":
+            carried = random.random(len(labels)) < logits.sigmoid().numpy()
+            return "|".join(label for label, yes in zip(labels, carried, strict=True) if yes)
+        return labels[random.choice(len(labels), p=logits.softmax(0).numpy())]
+
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
@@ -148,7 +163,7 @@ def write_rows(folder: Path, to: Path, *, rows: int = 160) -> Path:
         writer.writerow(["text", "label"])
         for text in TEXTS[:rows]:
             logits = model(input_ids=torch.tensor([tokenizer.encode(text).ids])).logits[0].double()
-            writer.writerow([text, labels[random.choice(len(labels), p=logits.softmax(0).numpy())]])
+            writer.writerow([text, drawn(logits)])
     return to
 
 
@@ -171,3 +186,12 @@ def labels_of(path: Path) -> np.ndarray:
     """The labels of a written file, for tests that look at them."""
     with path.open(encoding="utf-8") as file:
         return np.array([row["label"] for row in csv.DictReader(file)])
+
+
+def fix_logits(folder: Path, logits: tuple[float, ...]) -> Path:
+    """Make a written BERT answer every text with these logits."""
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"].zero_()
+    weights["classifier.bias"].copy_(torch.tensor(logits))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

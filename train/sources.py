@@ -79,14 +79,24 @@ def read_file(path: Path, text_column: str, label_column: str, cache_dir: Path |
         DataError: for another format, a missing column (the ones that are there are listed), or a file that is
             malformed.
     """
-    kind = _FILE_FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise DataError(f"{path}: unknown format {path.suffix!r}; give a .csv, .jsonl or .parquet file")
-    if not path.stat().st_size:
-        raise DataError(f"{path} is empty; it needs the columns {text_column!r} and {label_column!r}")
+    kind = _format_of(path, text_column, label_column)
     table = _read_file(path, kind, cache_dir)
     rows, class_names = _columns(table, text_column, label_column, str(path))
     return Source(rows, None, class_names, {"file": path.name, "format": kind})
+
+
+def read_columns(path: Path, text_column: str, *label_columns: str, cache_dir: Path | None = None) -> dict[str, Any]:
+    """Those of the columns that a CSV, JSONL or Parquet file has, as lists of cells, for labels that are no classes.
+
+    Raises:
+        DataError: for another format, no column of texts or none of labels (the ones that are there are listed), or a
+            file that is malformed.
+    """
+    table = _read_file(path, _format_of(path, text_column, label_columns[0]), cache_dir)
+    there = [name for name in label_columns if name in table.column_names]
+    _columns(table.select([]), text_column, there[0] if there else label_columns[0], str(path))
+    columns: dict[str, Any] = table.select_columns(list(dict.fromkeys([text_column, *there])))[:]
+    return columns
 
 
 def read_dataset(name: str, text_column: str, label_column: str, cache_dir: Path | None = None) -> Source:
@@ -121,6 +131,15 @@ def read_dataset(name: str, text_column: str, label_column: str, cache_dir: Path
             if any(label != -1 for label in test.labels):  # public test parts of competitions hide their labels as -1
                 return Source(rows, test, class_names, {**origin, "test_part": part})
     return Source(rows, None, class_names, origin)
+
+
+def _format_of(path: Path, text_column: str, label_column: str) -> str:
+    kind = _FILE_FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise DataError(f"{path}: unknown format {path.suffix!r}; give a .csv, .jsonl or .parquet file")
+    if not path.stat().st_size:
+        raise DataError(f"{path} is empty; it needs the columns {text_column!r} and {label_column!r}")
+    return kind
 
 
 def _read_file(path: Path, kind: str, cache_dir: Path | None) -> Dataset:

@@ -6,6 +6,7 @@ they can honestly give, so the client asks for those and leaves the other fields
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +15,12 @@ from typing import Any
 from bet_client.errors import IncompatibleModelError, InvalidInputError
 
 INPUT = "text"
-REQUIRED = ("label", "probabilities")
-OPTIONAL = ("total", "aleatoric", "epistemic", "review", "reason", "prediction_set", "tokens", "truncated")
+SHAPES = (("label", "probabilities"), ("probabilities", "assigned"), ("value",))
+"""What an answer is made of at least: one label, any number of labels, or a number."""
+OPTIONAL = (
+    *("total", "aleatoric", "epistemic", "review", "reason", "prediction_set", "undecided", "prediction_interval"),
+    *("tokens", "truncated"),
+)
 DIAGNOSTICS = ("concentration", "order_dispersion", "evidence_budget")
 
 MAX_REQUEST_BYTES = 4 * 2**20
@@ -34,8 +39,8 @@ class ModelContract:
 
     def wanted(self, *, diagnostics: bool) -> tuple[str, ...]:
         """The outputs to ask for: those that fill a `Prediction` and that the model has, no more."""
-        names = REQUIRED + OPTIONAL + (DIAGNOSTICS if diagnostics else ())
-        return tuple(name for name in names if name in self.outputs)
+        names = (*itertools.chain(*SHAPES), *OPTIONAL, *(DIAGNOSTICS if diagnostics else ()))
+        return tuple(name for name in dict.fromkeys(names) if name in self.outputs)
 
     def check_length(self, raw: bytes) -> None:
         """Refuse a text that the model would refuse.
@@ -68,7 +73,8 @@ def read_contract(model: str, config: Mapping[str, Any]) -> ModelContract:
     faults = []
     if inputs != [INPUT]:
         faults.append(f"its inputs are {inputs}, not [{INPUT!r}]")
-    if missing := [name for name in REQUIRED if name not in outputs]:
+    nearest = max(SHAPES, key=lambda shape: len(outputs.intersection(shape)) / len(shape))
+    if missing := [name for name in nearest if name not in outputs]:
         faults.append(f"it has no output {' and no output '.join(map(repr, missing))}")
     if max_rows < 1:
         faults.append("it takes no batches (max_batch_size 0)")

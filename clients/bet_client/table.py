@@ -1,4 +1,4 @@
-"""Answers as lines for a person: label, probability, uncertainties, whether to look, and how the text begins."""
+"""Answers as lines for a person: what is answered, how sure it is, whether to look, and how the text begins."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from bet_client.flow import Answer
 from bet_client.types import Prediction
 
 SHOWN_CHARACTERS = 50
+_NUMBERS = {"probability": 11, "total": 6, "aleatoric": 9, "epistemic": 9}
+"""Columns of a model with one label, and their widths."""
 
 
 class Table:
@@ -16,42 +18,59 @@ class Table:
 
     def __init__(self, *, diagnostics: bool) -> None:
         self._diagnostics = diagnostics
-        self._label_width: int | None = None
+        self._first_width: int | None = None
 
     def lines(self, texts: Iterable[Any], answers: list[Answer]) -> Iterator[str]:
         """A line per text; an error takes the place of the columns."""
         predictions = [answer for answer in answers if isinstance(answer, Prediction)]
-        if self._label_width is None and predictions:
-            self._label_width = max(len("label"), *map(len, predictions[0].probabilities))
-            yield self._join(
-                "label", "probability", "total", "aleatoric", "epistemic", "review", self._heading(), "text"
-            )
+        if self._first_width is None and predictions:
+            yield self._heading(predictions)
         for text, answer in zip(texts, answers, strict=True):
             if isinstance(answer, Prediction):
                 yield self._line(answer, beginning(text))
             else:
-                yield f"{'error':<{self._label_width or 5}}  {answer}  {beginning(text)}".rstrip()
+                yield f"{'error':<{self._first_width or 5}}  {answer}  {beginning(text)}".rstrip()
+
+    def _heading(self, predictions: list[Prediction]) -> str:
+        first = predictions[0]
+        if first.value is not None:
+            self._first_width = 12
+            return self._join("value".rjust(12), "low".rjust(12), "high".rjust(12), "text")
+        if first.labels is not None:
+            self._first_width = max(len("labels"), *(len(_listed(answer.labels)) for answer in predictions))
+            return self._join("labels", "total".rjust(6), "undecided".ljust(self._undecided_width(first)), "text")
+        self._first_width = max(len("label"), *map(len, first.probabilities or ()))
+        numbers = (name.rjust(width) for name, width in _NUMBERS.items())
+        diagnostics = f"{'dispersion':>10}  {'budget':>6}  {'concentration':<13}" if self._diagnostics else ""
+        return self._join("label", *numbers, "review".ljust(10), diagnostics, "text")
 
     def _line(self, answer: Prediction, text: str) -> str:
+        if answer.value is not None:
+            interval = answer.prediction_interval or (None, None)
+            return self._join(*(_number(value).rjust(12) for value in (answer.value, *interval)), text)
+        if answer.labels is not None:
+            undecided = _listed(answer.undecided).ljust(self._undecided_width(answer))
+            return self._join(_listed(answer.labels), _number(answer.total).rjust(6), undecided, text)
         review = {None: "–", True: answer.reason or "yes", False: "no"}[answer.review]
-        numbers = (_number(value) for value in (answer.probability, answer.total, answer.aleatoric, answer.epistemic))
-        details = ""
-        if self._diagnostics and answer.diagnostics is not None:
-            found = answer.diagnostics
-            concentration = (found.concentration or {}).values()
-            budget = "–" if found.evidence_budget is None else str(found.evidence_budget)
-            shown = " ".join(f"{value:.1f}" for value in concentration) or "–"
-            details = f"{_number(found.order_dispersion):>10}  {budget:>6}  {shown:<13}"
-        return self._join(answer.label, *numbers, review, details, text)
+        values = (answer.probability, answer.total, answer.aleatoric, answer.epistemic)
+        numbers = (_number(value).rjust(width) for value, width in zip(values, _NUMBERS.values(), strict=True))
+        return self._join(answer.label or "", *numbers, review.ljust(10), self._details(answer), text)
 
-    def _heading(self) -> str:
-        return f"{'dispersion':>10}  {'budget':>6}  {'concentration':<13}" if self._diagnostics else ""
+    def _details(self, answer: Prediction) -> str:
+        found = answer.diagnostics
+        if not self._diagnostics or found is None:
+            return ""
+        budget = "–" if found.evidence_budget is None else str(found.evidence_budget)
+        shown = " ".join(f"{value:.1f}" for value in (found.concentration or {}).values()) or "–"
+        return f"{_number(found.order_dispersion):>10}  {budget:>6}  {shown:<13}"
 
-    def _join(self, label: str, *columns: str) -> str:
-        *numbers, review, details, text = columns
-        aligned = [number.rjust(width) for number, width in zip(numbers, (11, 6, 9, 9), strict=True)]
-        cells = [label.ljust(self._label_width or 0), *aligned, review.ljust(10), details, text]
-        return "  ".join(cell for cell in cells if cell).rstrip()
+    @staticmethod
+    def _undecided_width(answer: Prediction) -> int:
+        """As much as all labels take, which any answer may name."""
+        return min(30, max(len("undecided"), len(_listed(tuple(answer.probabilities or ())))))
+
+    def _join(self, first: str, *cells: str) -> str:
+        return "  ".join(cell for cell in (first.ljust(self._first_width or 0), *cells) if cell).rstrip()
 
 
 def beginning(text: Any) -> str:
@@ -59,6 +78,10 @@ def beginning(text: Any) -> str:
     line = " ".join(str(text)[: 4 * SHOWN_CHARACTERS].split())
     line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
     return line if len(line) <= SHOWN_CHARACTERS else f"{line[: SHOWN_CHARACTERS - 1]}…"
+
+
+def _listed(labels: tuple[str, ...] | None) -> str:
+    return ", ".join(labels or ()) or "–"
 
 
 def _number(value: float | None) -> str:

@@ -1,7 +1,8 @@
 """What a caller gets: one `Prediction` per text, with `Diagnostics` on demand.
 
 A field is None where the served model does not offer that output: a classifier without a posterior has no aleatoric
-and epistemic part, and a model that was never calibrated has no review decision.
+and epistemic part, and a model that was never calibrated has no review decision. A model with one label for a text
+fills `label`, one with any number of them `labels`, and one that answers with a number `value`.
 """
 
 from __future__ import annotations
@@ -25,18 +26,20 @@ class Diagnostics:
 class Prediction:
     """The answer to one text."""
 
-    label: str
+    label: str | None
     """The most probable class, by name."""
-    probabilities: dict[str, float]
-    """Calibrated probability of each class, in class order; they sum to 1."""
+    probabilities: dict[str, float] | None
+    """Calibrated probability of each class, in class order. Those of one label sum to 1; where a text may carry any
+    number of labels, each is the probability of that label by itself."""
     total: float | None
-    """Entropy of the probabilities, in nats; = aleatoric + epistemic. Errors are best told by this one."""
+    """Entropy of the probabilities, in nats; = aleatoric + epistemic. Errors are best told by this one. Of several
+    labels, the sum of each one's own: the entropy of the answer if they are independent."""
     aleatoric: float | None
     """The part of `total` that lies in the text itself, in nats."""
     epistemic: float | None
     """The part of `total` that comes from evidence which training never saw, in nats; tells unfamiliar text."""
     review: bool | None
-    """Whether a human should look."""
+    """Whether a human should look; of several labels, because some are `undecided`."""
     reason: str | None
     """Why: ``uncertain`` (outside the error budget) or ``unfamiliar`` (unlike the training data); else empty."""
     prediction_set: tuple[str, ...] | None
@@ -46,8 +49,25 @@ class Prediction:
     truncated: bool | None
     """Whether the text was longer than the model reads, and cut."""
     diagnostics: Diagnostics | None = None
+    labels: tuple[str, ...] | None = None
+    """The labels that the text carries (probability at least 0.5), in class order; may be empty."""
+    undecided: tuple[str, ...] | None = None
+    """The labels whose yes or no is outside their error budget, in class order."""
+    value: float | None = None
+    """The number that a regression answers with."""
+    prediction_interval: tuple[float, float] | None = None
+    """Lower and upper end of what holds the right number at the exported level."""
 
     @property
     def probability(self) -> float:
-        """Probability of `label`."""
+        """Probability of `label`.
+
+        Raises:
+            AttributeError: if the model answers with several labels or with a number.
+        """
+        if self.label is None or self.probabilities is None:
+            number, labels = "a number; read `value`", "any number of labels; read `labels` and `probabilities`"
+            raise AttributeError(
+                f"there is no one label: the model answers with {labels if self.value is None else number}"
+            )
         return self.probabilities[self.label]

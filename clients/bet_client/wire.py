@@ -29,6 +29,10 @@ from bet_client.types import Diagnostics, Prediction
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The HTTP header that says where, in a body of JSON and tensors, the tensors begin."""
 
+PER_CLASS = ("probabilities", "prediction_set", "concentration", "assigned", "undecided")
+ASSIGNED = 0.5
+"""Probability from which on a text carries a label, where it may carry any number of them."""
+
 Tensors = dict[str, NDArray[Any]]
 Row = tuple[int, bytes]
 """A text's place in the caller's list, and its UTF-8 bytes."""
@@ -175,19 +179,18 @@ def read_predictions(
         diagnostics: whether to fill `Prediction.diagnostics`.
 
     Raises:
-        IncompatibleModelError: if a tensor is missing or of another shape, or the label is not the most probable class
-            under the contract's names, which is how a model that was replaced meanwhile shows.
+        IncompatibleModelError: if a tensor is missing or of another shape, a number is none, or the label is not the
+            most probable class under the contract's names, which is how a model that was replaced meanwhile shows.
     """
-    classes = len(contract.labels)
+    widths = {**dict.fromkeys(PER_CLASS, len(contract.labels)), "prediction_interval": 2}
     columns: dict[str, list[Any]] = {}
     for name in outputs:
-        per_class = name in ("probabilities", "prediction_set", "concentration")
-        shape = (rows, classes if per_class else 1)
+        shape = (rows, widths.get(name, 1))
         if name not in answers or answers[name].shape != shape:
             found = answers[name].shape if name in answers else "missing"
             raise IncompatibleModelError(f"output {name!r} of model {contract.model!r} is {found}, not {shape}")
         values = answers[name].tolist()
-        columns[name] = values if per_class else [value for (value,) in values]
+        columns[name] = values if name in widths else [value for (value,) in values]
     return [_read_row(columns, row, contract, diagnostics) for row in range(rows)]
 
 
@@ -199,20 +202,23 @@ def _read_row(columns: dict[str, list[Any]], row: int, contract: ModelContract, 
         raw = value(name)
         return None if raw is None else raw.decode("utf-8")
 
-    labels = contract.labels
-    label = text("label")
-    probabilities = dict(zip(labels, value("probabilities"), strict=True))
-    finite = math.isfinite(sum(probabilities.values()))
-    if label is None or not finite or probabilities.get(label, -1.0) < max(probabilities.values()):
+    def members(name: str) -> tuple[str, ...] | None:
+        inside = value(name)
+        return None if inside is None else tuple(itertools.compress(contract.labels, inside))
+
+    def by_label(name: str) -> dict[str, float] | None:
+        numbers = value(name)
+        return None if numbers is None else dict(zip(contract.labels, numbers, strict=True))
+
+    label, labels, probabilities = text("label"), members("assigned"), by_label("probabilities")
+    number, interval = value("value"), value("prediction_interval")
+    if fault := _fault(label, labels, probabilities, number, interval):
         raise IncompatibleModelError(
-            f"model {contract.model!r} answers {label!r} with probabilities {probabilities}: these are not "
-            "finite, or its parameter 'labels' does not fit its answers"
+            f"model {contract.model!r} answers {fault}: these are not finite, or its parameter 'labels' does not fit "
+            "its answers"
         )
-    in_set = value("prediction_set")
-    members = None if in_set is None else tuple(itertools.compress(labels, in_set))
-    concentration = value("concentration")
     details = Diagnostics(
-        concentration=None if concentration is None else dict(zip(labels, concentration, strict=True)),
+        concentration=by_label("concentration"),
         order_dispersion=value("order_dispersion"),
         evidence_budget=value("evidence_budget"),
     )
@@ -224,8 +230,31 @@ def _read_row(columns: dict[str, list[Any]], row: int, contract: ModelContract, 
         epistemic=value("epistemic"),
         review=value("review"),
         reason=text("reason"),
-        prediction_set=members,
+        prediction_set=members("prediction_set"),
         tokens=value("tokens"),
         truncated=value("truncated"),
         diagnostics=details if diagnostics else None,
+        labels=labels,
+        undecided=members("undecided"),
+        value=number,
+        prediction_interval=None if interval is None else (interval[0], interval[1]),
     )
+
+
+def _fault(
+    label: str | None,
+    labels: tuple[str, ...] | None,
+    probabilities: dict[str, float] | None,
+    number: float | None,
+    interval: Sequence[float] | None,
+) -> str | None:
+    """The part of an answer that contradicts itself or is no number, None where there is none."""
+    if number is not None:
+        return None if math.isfinite(sum((number, *(interval or ())))) else f"{number!r} within {interval!r}"
+    if probabilities is None or not math.isfinite(sum(probabilities.values())):
+        return f"{label!r} with probabilities {probabilities}"
+    if labels is not None:
+        right = tuple(name for name, p in probabilities.items() if p >= ASSIGNED)
+        return None if labels == right else f"{labels!r} with probabilities {probabilities}"
+    right_label = label is not None and probabilities.get(label, -1.0) >= max(probabilities.values())
+    return None if right_label else f"{label!r} with probabilities {probabilities}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bet_client import IncompatibleModelError, InvalidInputError
+from bet_client import IncompatibleModelError, InvalidInputError, Prediction
 from bet_client.contract import ModelContract, read_contract
 from bet_client.wire import Infer, encode_text, http_request, read_predictions, split_rows
 from hypothesis import given
@@ -116,4 +116,72 @@ def test_equally_probable_classes_are_no_contradiction() -> None:
         answers, read_contract("bet", config()), rows=1, outputs=("label", "probabilities"), diagnostics=False
     )
     assert answer.label == "b"
+    assert answer.probability == 0.5
     assert json.dumps(answer.probabilities) == '{"a": 0.5, "b": 0.5}'
+
+
+SEVERAL = {"output": [{"name": name} for name in ("probabilities", "assigned", "total", "undecided", "review")]}
+NUMBER = {"output": [{"name": "value"}, {"name": "prediction_interval"}]}
+
+
+def read(declared: dict[str, Any], **answers: Any) -> Prediction:
+    contract = read_contract("bet", config(**declared))
+    given = {name: np.array([value]) for name, value in answers.items()}
+    [prediction] = read_predictions(given, contract, rows=1, outputs=tuple(given), diagnostics=False)
+    return prediction
+
+
+def test_any_number_of_labels() -> None:
+    answer = read(
+        SEVERAL, probabilities=[0.9, 0.5], assigned=[True, True], total=[0.6], undecided=[False, True], review=[True]
+    )
+    assert (answer.labels, answer.undecided, answer.review) == (("a", "b"), ("b",), True)
+    assert answer.probabilities == {"a": 0.9, "b": 0.5}
+    assert answer.label is answer.value is answer.prediction_set is None
+    with pytest.raises(AttributeError, match=r"any number of labels; read `labels` and `probabilities`"):
+        _ = answer.probability
+    assert read(SEVERAL, probabilities=[0.1, 0.2], assigned=[False, False]).labels == ()
+
+
+def test_a_number_and_its_interval() -> None:
+    answer = read(NUMBER, value=[2.5], prediction_interval=[1.5, 3.5])
+    assert (answer.value, answer.prediction_interval) == (2.5, (1.5, 3.5))
+    assert answer.label is answer.probabilities is answer.labels is answer.review is None
+    with pytest.raises(AttributeError, match=r"a number; read `value`"):
+        _ = answer.probability
+
+
+@pytest.mark.parametrize(
+    ("declared", "answers"),
+    [
+        (SEVERAL, {"probabilities": [0.9, 0.4], "assigned": [True, True]}),  # not what the probabilities say
+        (SEVERAL, {"probabilities": [float("nan"), 0.4], "assigned": [False, False]}),
+        (SEVERAL, {"probabilities": [0.9, 0.4, 0.1], "assigned": [True, False, False]}),  # another number of labels
+        (NUMBER, {"value": [float("inf")], "prediction_interval": [0.0, 1.0]}),
+        (NUMBER, {"value": [0.5], "prediction_interval": [float("nan"), 1.0]}),
+        (NUMBER, {"value": [0.5], "prediction_interval": [0.0, 0.5, 1.0]}),
+    ],
+)
+def test_answers_of_the_other_shapes_that_contradict_themselves_are_not_believed(
+    declared: dict[str, Any], answers: dict[str, Any]
+) -> None:
+    with pytest.raises(IncompatibleModelError):
+        read(declared, **answers)
+
+
+def test_the_outputs_asked_for_are_those_of_the_shape_each_once() -> None:
+    several, number = (read_contract("bet", config(**declared)) for declared in (SEVERAL, NUMBER))
+    assert several.wanted(diagnostics=True) == ("probabilities", "assigned", "total", "review", "undecided")
+    assert number.wanted(diagnostics=True) == ("value", "prediction_interval")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "fault"),
+    [
+        (("assigned",), "it has no output 'probabilities'"),
+        (("prediction_interval",), "it has no output 'label' and no output 'probabilities'"),
+    ],
+)
+def test_what_is_missing_of_the_nearest_shape_is_named(outputs: tuple[str, ...], fault: str) -> None:
+    with pytest.raises(IncompatibleModelError, match=fault):
+        read_contract("bet", config(output=[{"name": name} for name in outputs]))

@@ -109,9 +109,16 @@ def test_two_weight_files_that_differ(folder: Path, rows: Path, refused: Callabl
         ({"label2id": {"anger": 1, "joy": 0, "neither": 2}}, "contradict each other on 'anger', 'joy'"),
         ({"id2label": {"0": "a", "1": "a", "2": "c"}, "label2id": {}}, "gives two classes one name"),
         ({"num_labels": 4}, "names 3 classes and num_labels says 4"),
-        ({"problem_type": "multi_label_classification"}, "multi-label head"),
-        ({"problem_type": "regression"}, "regression head"),
-        ({"id2label": {"0": "score"}, "label2id": {"score": 0}}, "single output without a problem_type"),
+        ({"problem_type": "regression"}, "problem_type regression and 3 outputs"),
+        ({"problem_type": "ranking"}, "problem_type 'ranking', which transformers does not know"),
+        (
+            {"id2label": {"0": "score"}, "label2id": {"score": 0}},
+            'set problem_type to "regression" (the value as it is) or "multi_label_classification" (its sigmoid)',
+        ),
+        (
+            {"id2label": {"0": "s"}, "label2id": {"s": 0}, "problem_type": "single_label_classification"},
+            "single_label_classification, whose softmax is always 1",
+        ),
         ({"auto_map": {"AutoModel": "modeling.Theirs"}}, "auto_map"),
         ({"model_type": "bertt"}, "'bertt'"),
         ({"model_type": "gone"}, "model_type"),
@@ -172,6 +179,20 @@ def test_too_few_rows_and_how_many_it_takes(
     assert "at least 79 rows" in line
 
 
+def test_too_few_rows_of_the_other_heads(folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    few = tmp_path / "few.csv"
+    with few.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *((text, LABELS[i % 3]) for i, text in enumerate(TEXTS[:60]))])
+    configure(folder, problem_type="multi_label_classification")
+    assert "at least 79 rows" in refused(folder, "--calibration", str(few))
+    with few.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *((text, i) for i, text in enumerate(TEXTS[:18]))])
+    score = write_folder(tmp_path / "score", labels=("score",), problem_type="regression")
+    assert "holds 18 rows, and an interval that covers 95% takes at least 19" in refused(
+        score, "--calibration", str(few)
+    )
+
+
 def test_a_class_without_rows_is_named(folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     one = tmp_path / "one.csv"
     with one.open("w", newline="") as file:
@@ -180,10 +201,12 @@ def test_a_class_without_rows_is_named(folder: Path, tmp_path: Path, refused: Ca
     assert "'anger', 'neither'" in line
 
 
+@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification", "regression"])
 def test_an_architecture_whose_answers_depend_on_padding_with_the_difference(
-    tmp_path: Path, refused: Callable[..., str]
+    kind: str, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    fnet = write_folder(tmp_path / "fnet", "fnet")
+    labels = ("score",) if kind == "regression" else LABELS
+    fnet = write_folder(tmp_path / "fnet", "fnet", labels=labels, problem_type=kind)
     line = refused(fnet, "--calibration", str(write_rows(fnet, tmp_path / "rows.csv")))
     said = re.search(r"FNetForSequenceClassification answers differently where a text is padded, by ([\d.]+) in", line)
     assert said is not None
