@@ -188,22 +188,25 @@ class _Promotion:
         """Do it; a version that is refused or returned from is a result, not an error."""
         fast = self.audit.action == "rollback"
         self.audit.write("begun", "done", ensembles=self.ensembles, pins=self.filed and self.filed.version)
+        refusal = None
         try:
             self._remove_challengers()
             self._load_steps(only_missing=fast)
             if not fast:
                 texts, truth = self._compare()
         except (_Refused, LoadError, BetClientError) as error:
-            return self._refuse(str(error))
+            refusal = str(error)
         except BaseException as error:
             self.audit.write("interrupted", "failed", error=repr(error))
             raise
         finally:
-            with contextlib.suppress(LoadError):
+            with contextlib.suppress(RepositoryError):  # a server that is gone; the next promotion removes them
                 self._remove_challengers()
+        if refusal is not None:
+            return self._refuse(refusal)
         try:
             self._switch()
-        except (LoadError, RepositoryError) as error:
+        except RepositoryError as error:
             self.report.add("loaded", 0, "ensembles", f"== {len(self.ensembles)}")
             return self._return(str(error))
         except BaseException as error:
@@ -301,7 +304,12 @@ class _Promotion:
             max_ratio=self.options.max_latency_ratio,
         )
         seen.add_to(self.report, self.options.max_latency_ratio if self.usual else None)
-        counts = {"asks": seen.asks, "errors": seen.errors, "wrong": seen.wrong, "latency_ratio": seen.latency_ratio}
+        counts = {
+            "asks": seen.asks,
+            "errors": seen.errors,
+            "wrong": seen.wrong,
+            "latency_ratio": seen.latency_ratio and round(seen.latency_ratio, 2),
+        }
         self.audit.write("watched", "done" if seen.reason is None else "failed", **counts, reason=seen.reason)
         if seen.reason is not None:
             raise _Refused(seen.reason)
@@ -402,8 +410,10 @@ class _Promotion:
         folder = self.options.repository / self.names.tokenizer / str(self.number)
         return texts_as_they_stand(encoder_of(load_tokenizer(folder), self.manifest["tokenizer"]), texts)
 
-    def _measured(self) -> dict[str, float | None]:
-        return {check.name: check.value for check in self.report.checks}
+    def _measured(self) -> dict[str, float]:
+        kept = ("errors_", "changed_", "largest_change", "mean_change", "parity_", "latency_ratio")
+        found = {c.name: c.value for c in self.report.checks if c.name.startswith(kept) and c.value is not None}
+        return {name: float(f"{value:.3g}") for name, value in found.items()}
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
