@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 from bet_client import BetClientError, Client, Prediction
@@ -68,17 +69,20 @@ class Asked:
 
     def best(self) -> list[float]:
         """Each text's shortest latency, seconds: what it costs where nothing else comes in between."""
-        return np.nanmin(np.array(self.seconds), axis=0).tolist() if self.seconds else []
+        return [min(took) if took else np.nan for took in self._by_text()]
 
     def usual(self) -> list[float]:
         """Each text's median latency, seconds."""
-        return np.nanmedian(np.array(self.seconds), axis=0).tolist() if self.seconds else []
+        return [float(np.median(took)) if took else np.nan for took in self._by_text()]
 
     def latency(self, quantile: float) -> float:
         """A quantile over all asks, milliseconds; NaN without any."""
-        given = np.array(self.seconds).reshape(-1)
-        given = given[np.isfinite(given)]
-        return float(np.quantile(given, quantile) * 1000) if len(given) else np.nan
+        given = [second for took in self._by_text() for second in took]
+        return float(np.quantile(given, quantile) * 1000) if given else np.nan
+
+    def _by_text(self) -> list[list[float]]:
+        """The latencies of each text's answers, also where the last round is not over."""
+        return [[s for s in took if s is not None and np.isfinite(s)] for took in zip_longest(*self.seconds)]
 
 
 def ask_in_turns(
@@ -133,12 +137,14 @@ def ask_alone(url: str, protocol: Protocol, ensemble: str, texts: Sequence[GateT
 
 
 def add_changes(report: Report, old: Asked, new: Asked, max_flips: float) -> None:
-    """Add what the challenger answers otherwise than the champion, over the texts that both answered."""
+    """Add what the challenger answers otherwise than the champion, over the texts that both answered.
+
+    A champion that answers nothing is no bar to being replaced.
+    """
     texts = sorted(set(old.answered()) & set(new.answered()))
+    report.add("compared_texts", len(texts), "texts")
     if not texts:
-        report.add("compared_texts", 0, "texts", "> 0")
         return
-    report.add("compared_texts", len(texts), "texts", "> 0")
     found = changes(old.answers(0, texts), new.answers(0, texts))
     for output in _DECISIONS:
         if output in found:
@@ -178,8 +184,9 @@ def add_latencies(report: Report, old: Asked, new: Asked, max_ratio: float, side
     for quantile, name in ((0.5, "p50"), (0.99, "p99")):
         report.add(f"latency_{name}_champion{side}", old.latency(quantile), "ms")
         report.add(f"latency_{name}_challenger{side}", new.latency(quantile), "ms")
-    report.add(f"latency_ratio{side}", ratio(old.best(), new.best()), "of p50", f"<= {max_ratio:g}")
-    report.add(f"latency_ratio_p99{side}", new.latency(0.99) / old.latency(0.99))
+    if old.answered():
+        report.add(f"latency_ratio{side}", ratio(old.best(), new.best()), "of p50", f"<= {max_ratio:g}")
+        report.add(f"latency_ratio_p99{side}", new.latency(0.99) / old.latency(0.99))
 
 
 def ratio(old: Sequence[float], new: Sequence[float]) -> float:

@@ -268,7 +268,8 @@ class _Promotion:
                 continue
             old, new = ask_in_turns(self.url, self.options.protocol, (ensemble, challenger), texts, self.limit)
             sides[f"challenger{suffix}"] = new
-            self.usual[ensemble] = old.usual()
+            if old.answered():
+                self.usual[ensemble] = old.usual()
             if not suffix:
                 add_changes(self.report, old, new, self.options.max_flips)
             self.report.add(f"errors_champion{suffix}", len(old.errors), "calls")

@@ -126,9 +126,6 @@ def environment(wheel: Wheel, token: str) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         # OpenMP threads that spin while they wait take the cores from the other instances.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
-        # A version's folder stays as it was exported: Triton loads a model again in which any file is new, and a
-        # compiled model.py beside the tokenizer made each switch wait for that.
-        "PYTHONDONTWRITEBYTECODE": "1",
         MARKER: token,
     }
 

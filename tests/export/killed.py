@@ -68,7 +68,7 @@ def install(original: Path, folder: Path) -> None:
     while killed:
         number += 1
         models = folder / str(number) / "models"
-        shutil.copytree(original, models)
+        shutil.copytree(original, models, copy_function=os.link)  # nothing is written in place
 
         def work(models: Path = models, number: int = number) -> None:
             die_at(number, models.parent)

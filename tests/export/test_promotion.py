@@ -51,7 +51,8 @@ def live(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def on_first(live: tuple[Path, serve.Server]) -> Iterator[tuple[Path, serve.Server]]:
     """That server with version 1 answering, on disk and live, and version 2 as it was made."""
     models, server = live
-    kept = {path: path.read_bytes() for model in BET.versioned for path in (models / model / "2").iterdir()}
+    files = [path for model in BET.versioned for path in (models / model / "2").iterdir() if path.is_file()]
+    kept = {path: path.read_bytes() for path in files}
     versions.restore(models, BET, Pins(1))
     with Control(server.grpc_url) as control:
         for ensemble in BET.ensembles:
@@ -186,7 +187,7 @@ def test_a_version_that_gets_slow_after_the_comparison_is_returned_from(
     models, server = on_first
     graph = models / "bet_classifier" / "2" / "model.onnx"
     _after_pins(monkeypatch, lambda: altered(graph, slow_graph))
-    switch = promote(options(models, server, max_latency_ratio=4.0))
+    switch = promote(options(models, server, max_latency_ratio=4.0, watch=3.0))
     _require_returned(switch, models, server, "times as long")
 
 
