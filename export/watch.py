@@ -84,7 +84,7 @@ def watch(
                     if answer is None:
                         seen.errors += 1
                         seen.reason = f"{name!r} gave no answer: {one.errors[-1]}"
-                    elif one.unlike or not _is(truth.take([i]), as_answers([answer], one.labels), text, tolerances):
+                    elif one.unlike or not _is(truth, i, as_answers([answer], one.labels), texts, tolerances):
                         seen.wrong += 1
                         seen.reason = f"{name!r} did not answer text {i} as the version itself does: {answer}"
                     if seen.reason is not None:
@@ -110,9 +110,16 @@ def _judge_latency(
         seen.reason = f"{name!r} takes {seen.latency_ratio:.1f} times as long as the version before"
 
 
-def _is(truth: Answers, answer: Answers, text: GateText, tolerances: Tolerances) -> bool:
-    parity = Parity(truth, [text], tolerances)
-    parity.add("watch", {"alone": answer})
+def _is(truth: Answers, row: int, answer: Answers, texts: Sequence[GateText], tolerances: Tolerances) -> bool:
+    """Whether one answer is that of its row; judged among all rows, since a tolerance may depend on their spread."""
+    given = answer.given()
+    among = {
+        name: np.concatenate([values[:row], given[name], values[row + 1 :]])
+        for name, values in truth.given().items()
+        if name in given
+    }
+    parity = Parity(truth, texts, tolerances)
+    parity.add("watch", {"alone": Answers(**among)})
     report = Report("watch")
     parity.add_to(report)
     return report.holds

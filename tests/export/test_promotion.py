@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -195,22 +194,23 @@ def test_a_version_whose_processes_die_after_the_switch_is_returned_from(
     on_first: tuple[Path, serve.Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models, server = on_first
-    before = marked_processes(server.token)
-    graph = models / "bet_classifier" / "2" / "model.onnx"
-    os.utime(graph)  # loaded again, so that the stubs of version 2 are new ones
     watch = rollout.watch
 
     def kill_and_watch(*arguments: Any, **named: Any) -> Any:
-        for pid in set(marked_processes(server.token)) - set(before):
-            with contextlib.suppress(ProcessLookupError):
-                if b"bet_classifier/" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
+        theirs = [
+            pid
+            for pid in marked_processes(server.token)
+            if b"/bet_classifier/2/model.onnx" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        assert len(theirs) >= 2
+        for pid in theirs:
+            os.kill(pid, signal.SIGKILL)
         return watch(*arguments, **named)
 
     monkeypatch.setattr(rollout, "watch", kill_and_watch)
     switch = promote(options(models, server))
     _require_returned(switch, models, server, "gave no answer")
-    os.utime(graph)
+    os.utime(models / "bet_classifier" / "2" / "model.onnx")
     with Control(server.grpc_url) as control:
         control.load("bet_classifier")  # living ones for the tests to come
 

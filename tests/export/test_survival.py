@@ -145,10 +145,11 @@ for room in (0.05, 0.4, 0.9, 0.999, 0):
                 shutil.copytree(models / model / "1", staging / model / "1")
             from export.manifest import read_manifest
             versions.install(models, BET, staging, 1, read_manifest(models / "bet_classifier" / "1"))
-    except OSError as error:
-        outcome = errno.errorcode.get(error.errno) or "ENOSPC" * ("No space left" in str(error))
     except shutil.Error as error:
-        outcome = "ENOSPC" if "No space left" in str(error) else "EFBIG" if "too large" in str(error) else str(error)
+        said = str(error)  # of all files that could not be copied
+        outcome = "ENOSPC" if "No space left" in said else "EFBIG" if "File too large" in said else said
+    except OSError as error:
+        outcome = errno.errorcode[error.errno]
     filler.unlink(missing_ok=True)
     pins = versions.read_pins(models, BET)
     left = [p.name for p in [*disk.iterdir(), *models.iterdir()] if "staging" in p.name]
