@@ -1,7 +1,8 @@
 """Run one of `export`'s functions and die by SIGKILL at the n-th change of the file system, for each n.
 
     python killed.py install REPOSITORY FOLDER         one copy of the repository in FOLDER for each n
-    python killed.py promote REPOSITORY NAME TEXTS     reads lines `HOST:PORT n`, 0 for no kill
+    python killed.py promote REPOSITORY NAME TEXTS     reads lines `HOST:PORT n`, 0 for no kill, or
+                                                       `HOST:PORT what` to die at the change after that of a file
 
 Python announces each file that is opened for writing, each rename, new folder and removal to audit hooks before it does
 it; so nothing in the product knows of the kill. Imports are slow and a fork is not: one process forks for each n, and
@@ -22,11 +23,12 @@ from typing import Any
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
-def die_at(number: int, below: Path) -> list[str]:
-    """From now on, die at that change (counted from 1) at or below a folder; the list grows with what happens."""
-    seen: list[str] = []
+def die_at(moment: str, below: Path) -> None:
+    """From now on, die at the n-th change at or below a folder, or at the one after the change that names `moment`."""
+    number, armed = 0, False
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal number, armed
         if event == "open":
             path, _, flags = arguments
             if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -37,12 +39,12 @@ def die_at(number: int, below: Path) -> list[str]:
             return
         if not isinstance(path, str | Path) or not str(path).startswith(str(below)):
             return
-        seen.append(f"{event} {Path(path).relative_to(below.parent) if Path(path) != below else path}")
-        if len(seen) == number:
+        number += 1
+        if armed or str(number) == moment:
             os.kill(os.getpid(), signal.SIGKILL)
+        armed = moment in f"{event} {path}"
 
     sys.addaudithook(hook)
-    return seen
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -71,7 +73,7 @@ def install(original: Path, folder: Path) -> None:
         shutil.copytree(original, models, copy_function=os.link)  # nothing is written in place
 
         def work(models: Path = models, number: int = number) -> None:
-            die_at(number, models.parent)
+            die_at(str(number), models.parent)
             with versions.staging_folder(models) as staging:
                 manifest = read_manifest(models / "bet_classifier" / "1")
                 write_configurations(staging, names, manifest["labels"], Pins(1))
@@ -83,19 +85,17 @@ def install(original: Path, folder: Path) -> None:
         print(json.dumps({"models": str(models), "killed": killed}), flush=True)
 
 
-def promote(models: Path, name: str, texts: str, url: str, number: int) -> None:
+def promote(models: Path, name: str, texts: str, url: str, moment: str) -> None:
     """A promotion to version 2, killed at one change."""
 
     def work() -> None:
         from export.__main__ import main  # noqa: PLC0415
 
-        seen = die_at(number, models)
+        die_at(moment, models)
         where = ["--repository", str(models), "--url", url, "--watch", "0", "--max-latency-ratio", "50"]
         main(["promote", name, "2", *where, "--max-flips", "1", "--texts", texts])
-        print(json.dumps({"seen": seen}), flush=True)
 
-    status = forked(work)
-    print(json.dumps({"killed": os.WIFSIGNALED(status)}), flush=True)
+    print(json.dumps({"killed": os.WIFSIGNALED(forked(work))}), flush=True)
 
 
 if __name__ == "__main__":
@@ -105,5 +105,5 @@ if __name__ == "__main__":
         import export.__main__  # noqa: F401  # before the first fork
 
         for line in sys.stdin:
-            url, number = line.split()
-            promote(Path(sys.argv[2]), sys.argv[3], sys.argv[4], url, int(number))
+            url, moment = line.rstrip("\n").split(" ", 1)
+            promote(Path(sys.argv[2]), sys.argv[3], sys.argv[4], url, moment)

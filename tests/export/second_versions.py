@@ -27,29 +27,27 @@ EVIDENCE_BIAS, HEAD_BIAS = "model.evidence.bias", "classifier.bias"
 
 def add_version(models: Path, names: Names = BET, *, shift: float = 0.8, max_length: int = 12) -> int:
     """Version 1 once more, with a bias moved and texts cut earlier; pinned, as `add` leaves it. Returns its number."""
-    staging = models.parent / f"staged-{names.ensemble}"
     manifest = read_manifest(models / names.classifier / "1")
-    write_configurations(staging, names, manifest["labels"], Pins(1), kind_of(manifest))
-    for model in names.versioned:
-        shutil.copytree(models / model / "1", staging / model / "1")
-    shift_graph(staging / names.classifier / "1" / "model.onnx", shift)
-    _shift_script(staging / names.torchscript_classifier / "1" / "model.pt", shift)
-    folder = staging / names.tokenizer / "1"
-    record = {**manifest["tokenizer"], "max_length": max_length, "head_length": max_length // 2}
-    if record.get("special_tokens"):
-        record["head_length"] = max_length - 1
-    manifest["tokenizer"] = tokenizer_record(encoder_of(load_tokenizer(folder), record), folder / "tokenizer.json")
-    [text] = texts_as_they_stand(encoder_of(load_tokenizer(folder), record), [PROBE_TEXT])
-    answer = graph_answers(staging, names, 1, manifest, [text])
-    manifest["probe"] = {
-        "text": PROBE_TEXT,
-        "label": str(answer.label[0]),
-        "probabilities": answer.probabilities[0].tolist(),
-        "total": float(answer.total[0]),
-    }
-    number = versions.install(models, names, staging, 1, manifest)
-    shutil.rmtree(staging)
-    return number
+    with versions.staging_folder(models) as staging:
+        write_configurations(staging, names, manifest["labels"], Pins(1), kind_of(manifest))
+        for model in names.versioned:
+            shutil.copytree(models / model / "1", staging / model / "1")
+        shift_graph(staging / names.classifier / "1" / "model.onnx", shift)
+        _shift_script(staging / names.torchscript_classifier / "1" / "model.pt", shift)
+        folder = staging / names.tokenizer / "1"
+        record = {**manifest["tokenizer"], "max_length": max_length, "head_length": max_length // 2}
+        if record.get("special_tokens"):
+            record["head_length"] = max_length - 1
+        manifest["tokenizer"] = tokenizer_record(encoder_of(load_tokenizer(folder), record), folder / "tokenizer.json")
+        [text] = texts_as_they_stand(encoder_of(load_tokenizer(folder), record), [PROBE_TEXT])
+        answer = graph_answers(staging, names, 1, manifest, [text])
+        manifest["probe"] = {
+            "text": PROBE_TEXT,
+            "label": str(answer.label[0]),
+            "probabilities": answer.probabilities[0].tolist(),
+            "total": float(answer.total[0]),
+        }
+        return versions.install(models, names, staging, 1, manifest)
 
 
 def shift_graph(path: Path, by: float) -> None:

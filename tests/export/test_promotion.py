@@ -44,6 +44,7 @@ def live(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with serve.start(models, timeout=180) as server:
         assert add_version(models) == 2
         yield models, server
+        server.stop(drain_seconds=0)  # a version whose processes were killed never unloads
 
 
 @pytest.fixture
@@ -180,6 +181,7 @@ def test_a_file_that_is_replaced_after_the_comparison_is_seen_and_returned_from(
     _require_returned(promote(options(models, server)), models, server, "did not answer text")
 
 
+@pytest.mark.heavy
 def test_a_version_that_gets_slow_after_the_comparison_is_returned_from(
     on_first: tuple[Path, serve.Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
