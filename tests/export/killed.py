@@ -42,7 +42,7 @@ def die_at(moment: str, below: Path) -> None:
         number += 1
         if armed or str(number) == moment:
             os.kill(os.getpid(), signal.SIGKILL)
-        armed = moment in f"{event} {path}"
+        armed = not moment.isdecimal() and moment in f"{event} {path}"
 
     sys.addaudithook(hook)
 
