@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -19,9 +20,11 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from export import versions
 from export.add import GATE_TEXTS, PADDED_GATE_TEXTS, AddOptions, add
-from export.control import promote, rollback
-from export.errors import ExportError
+from export.audit import read_audit
+from export.control import Control
+from export.errors import ExportError, RepositoryError
 from export.repository import DEFAULT_NAME, Names
+from export.rollout import COMPARED_TEXTS, PromoteOptions, Switch, promote, rollback
 from export.rows import RowFiles
 from export.verify import PADDED_VERIFY_TEXTS, VERIFY_TEXTS, VerifyOptions, verify
 from train.errors import TrainError
@@ -88,9 +91,13 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     names = Names(options.name)
+    if options.audit:
+        return _show_audit(options, names)
     found = versions.list_versions(options.repository, names)
+    stray = versions.stray_pins(options.repository, names)
     if options.json:
-        print(json.dumps({"name": options.name, "versions": [version.as_dict() for version in found]}))
+        content = {"name": options.name, "versions": [version.as_dict() for version in found], "stray_pins": stray}
+        print(json.dumps(content))
         return 0
     if not found:
         print(f"no version of {options.name!r} in {options.repository}; `python -m export add CHECKPOINT` makes one")
@@ -98,28 +105,68 @@ def _list(options: argparse.Namespace) -> int:
         state = "answers" if version.pinned else "previous" if version.previous else ""
         what = "; ".join(version.faults) or f"{version.created}  {version.kind}: {', '.join(version.labels)}"
         print(f"{version.number:>4}  {state:<8}  {what}")
+    for ensemble, number in stray.items():
+        print(f"{ensemble!r} pins version {number}: a switch was interrupted; the next promote or rollback mends it")
+    return 0
+
+
+def _show_audit(options: argparse.Namespace, names: Names) -> int:
+    for entry in read_audit(options.repository, names):
+        if options.json:
+            print(json.dumps(entry, ensure_ascii=False))
+            continue
+        counts = ", ".join(f"{key} {value}" for key, value in entry.get("counts", {}).items() if value is not None)
+        switch = f"{entry.get('action', '')} {entry.get('from')} -> {entry.get('to')}"
+        print(
+            f"{entry.get('time', '')}  {entry.get('user', '')}  {switch}  {entry['step']}: {entry['outcome']}  {counts}"
+        )
     return 0
 
 
 def _remove(options: argparse.Namespace) -> int:
-    versions.remove(options.repository, Names(options.name), options.version)
+    names = Names(options.name)
+    if options.url is not None:
+        with Control(options.url, options.protocol) as server:
+            for ensemble in names.ensembles:
+                if server.pinned(ensemble) == options.version:
+                    raise RepositoryError(
+                        f"{options.url} answers {ensemble!r} with version {options.version}: promote another first"
+                    )
+    versions.remove(options.repository, names, options.version)
     return _say(options, {"removed": options.version}, f"version {options.version} of {options.name!r} is removed")
 
 
 def _promote(options: argparse.Namespace) -> int:
-    before = promote(options.repository, Names(options.name), options.version, options.url, options.protocol)
-    return _switched(options, options.version, before.version)
+    return _switched(
+        options,
+        promote(
+            PromoteOptions(
+                name=options.name,
+                version=options.version,
+                repository=options.repository,
+                url=options.url,
+                protocol=options.protocol,
+                files=RowFiles(texts=options.texts, text_column=options.text_column),
+                max_flips=options.max_flips,
+                max_latency_ratio=options.max_latency_ratio,
+                watch=options.watch,
+            )
+        ),
+    )
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    number, before = rollback(options.repository, Names(options.name), options.url, options.protocol)
-    return _switched(options, number, before.version)
+    return _switched(
+        options, rollback(options.name, options.repository, options.url, options.protocol, watch=options.watch)
+    )
 
 
-def _switched(options: argparse.Namespace, number: int, before: int) -> int:
-    where = f"on disk and at {options.url}" if options.url else "on disk; a running server takes it with --url"
-    text = f"{options.name!r} answers with version {number} ({where}); before it was {before}"
-    return _say(options, {"version": number, "before": before, "url": options.url}, text)
+def _switched(options: argparse.Namespace, switch: Switch) -> int:
+    if switch.report is None:
+        return _say(options, {"version": switch.version, "before": switch.before, "url": None}, switch.outcome)
+    switch.report.details.update({"version": switch.version, "before": switch.before, "outcome": switch.outcome})
+    _print_report(switch.report, options, switch.outcome)
+    return switch.report.exit_status()
 
 
 def _say(options: argparse.Namespace, content: dict[str, Any], text: str) -> int:
@@ -175,23 +222,48 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, "list", _list, "show the versions of a name", "bet")
     command.add_argument("name", metavar="NAME", nargs="?", default=DEFAULT_NAME)
+    command.add_argument("--audit", action="store_true", help="show each step of its promotions and rollbacks instead")
 
     command = _command(commands, "remove", _remove, "remove a version that does not answer", "bet 1")
     command.add_argument("name", metavar="NAME")
     command.add_argument("version", type=int, metavar="VERSION")
+    _server_options(command, "a running server that must not answer with it either")
 
     command = _command(
         commands, "promote", _promote, "make a version the one that answers", "bet 2 --url localhost:8001"
     )
     command.add_argument("name", metavar="NAME")
     command.add_argument("version", type=int, metavar="VERSION")
-    _server_options(command, "a running server that is to load it as well")
+    _server_options(command, "a running server on which it is compared, switched and watched; else on disk only")
+    command.add_argument(
+        "--texts",
+        type=Path,
+        metavar="FILE",
+        help=f"texts to compare on, at most {COMPARED_TEXTS} (default: its calibration rows, else its golden texts)",
+    )
+    command.add_argument("--text-column", default="text", help="in FILE (default: %(default)s)")
+    command.add_argument(
+        "--max-flips",
+        type=_positive,
+        default=PromoteOptions.max_flips,
+        metavar="SHARE",
+        help="largest share of texts with another label than before (default: %(default)s)",
+    )
+    command.add_argument(
+        "--max-latency-ratio",
+        type=_positive,
+        default=PromoteOptions.max_latency_ratio,
+        metavar="RATIO",
+        help="largest ratio of the median latency to the one before (default: %(default)s)",
+    )
+    _watch_option(command)
 
     command = _command(
         commands, "rollback", _rollback, "make the version before answer again", "bet --url localhost:8001"
     )
     command.add_argument("name", metavar="NAME")
-    _server_options(command, "a running server that is to load it as well")
+    _server_options(command, "a running server that is to switch at once and is watched; else on disk only")
+    _watch_option(command)
     return parser
 
 
@@ -212,6 +284,23 @@ def _gate_options(command: argparse.ArgumentParser, count: str) -> None:
     command.add_argument("--text-column", default="text", help="in FILE (default: %(default)s)")
     command.add_argument("--label-column", default="label", help="in FILE (default: %(default)s)")
     command.add_argument("--gate-texts", type=int, metavar="N", help=f"texts to compare ({count})")
+
+
+def _watch_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--watch",
+        type=_positive,
+        default=PromoteOptions.watch,
+        metavar="SECONDS",
+        help="to look at the answers after the switch (default: %(default)s)",
+    )
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not (math.isfinite(number) and number >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
+    return number
 
 
 def _server_options(command: argparse.ArgumentParser, what: str) -> None:

@@ -1,99 +1,103 @@
-"""Switching the version that answers: pins on disk, and a running server told of them.
+"""A running server's model control: which models it has, which versions its ensembles pin, load and unload.
 
-DESIGN's order: the new version's steps are loaded beside the old ones first, then the pins are written, then the
-ensembles are loaded, which takes a millisecond; old requests finish on the old version. Versions given in the load call
-itself would be lost with the next load, so the files on disk decide.
+Versions given in the load call itself would be lost with the next load, so the files on disk decide, and the server is
+told to read them. Whether it runs is asked of each model: after a failed load the server as a whole may call itself not
+ready though every model answers.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from tritonclient import grpc as triton_grpc
 from tritonclient import http as triton_http
 from tritonclient.utils import InferenceServerException
 
-from export import versions
 from export.errors import RepositoryError
-from export.repository import Names, Pins
 from export.served import Protocol
 
 _LOAD_SECONDS = 120.0
 
 
-def promote(repository: Path, names: Names, number: int, url: str | None = None, protocol: Protocol = "grpc") -> Pins:
-    """Make a version the one that answers; returns the pins before.
+class LoadError(RepositoryError):
+    """The server did not load or unload a model; what it had loaded before goes on answering."""
 
-    Args:
-        url: host:port of a running server that is to load it; None changes the files only.
 
-    Raises:
-        RepositoryError: if the version cannot be served, or the server refuses it; the pins are then as before.
-    """
-    if url is None:
-        return versions.pin(repository, names, number)
-    with _connect(url, protocol) as server:
-        ensembles = [name for name in names.ensembles if name == names.ensemble or _is_loaded(server, name)]
-        classifiers = {names.ensemble: names.classifier, names.torchscript_ensemble: names.torchscript_classifier}
-        steps = [names.tokenizer, *(classifiers[name] for name in ensembles)]
-        _require_whole(repository, names, number)
-        for model in steps:
-            _load(server, model, url)
-        before = versions.pin(repository, names, number)
+class Control:
+    """Model control of one server, over gRPC or HTTP; a context manager that closes its connection."""
+
+    def __init__(self, url: str, protocol: Protocol = "grpc") -> None:
+        self.url = url
+        self.protocol = protocol
+        self._client: Any
+        if protocol == "grpc":
+            self._client, self._limit = triton_grpc.InferenceServerClient(url), {"client_timeout": _LOAD_SECONDS}
+        else:
+            self._client, self._limit = triton_http.InferenceServerClient(url, network_timeout=_LOAD_SECONDS), {}
+
+    def has(self, model: str, version: int | None = None) -> bool:
+        """Whether a model, or that version of it, is loaded.
+
+        Raises:
+            RepositoryError: if the server cannot be reached.
+        """
         try:
-            for model in ensembles:
-                _load(server, model, url)
-        except RepositoryError:
-            versions.restore(repository, names, before)
-            for model in ensembles:
-                _load(server, model, url)
-            raise
-    return before
+            return bool(self._client.is_model_ready(model, "" if version is None else str(version), **self._limit))
+        except (InferenceServerException, OSError) as error:
+            raise RepositoryError(
+                f"{self.url} does not answer by {self.protocol} ({error}); check --url and --protocol"
+            ) from error
 
+    def pinned(self, ensemble: str) -> int | None:
+        """The version that a loaded ensemble answers with; None where it is not loaded.
 
-def rollback(repository: Path, names: Names, url: str | None = None, protocol: Protocol = "grpc") -> tuple[int, Pins]:
-    """Make the version before the last `add` or `promote` answer again; returns its number, and the pins before.
+        Raises:
+            RepositoryError: if the server cannot be reached, or its steps pin different versions.
+        """
+        if not self.has(ensemble):
+            return None
+        try:
+            if self.protocol == "grpc":
+                config = self._client.get_model_config(ensemble, as_json=True, **self._limit)["config"]
+            else:
+                config = self._client.get_model_config(ensemble)
+            versions = {int(step["model_version"]) for step in config["ensemble_scheduling"]["step"]}
+        except (InferenceServerException, OSError, KeyError) as error:
+            raise RepositoryError(f"{self.url} does not say what {ensemble!r} pins: {error}") from error
+        if len(versions) != 1:
+            raise RepositoryError(f"{self.url} serves {ensemble!r} with steps of different versions: {versions}")
+        return versions.pop()
 
-    Raises:
-        RepositoryError: if there is none, or it cannot be served.
-    """
-    pins = versions.read_pins(repository, names)
-    if pins is None or pins.previous is None:
-        raise RepositoryError(
-            f"{names.ensemble!r} has no version to go back to; `python -m export list {names.ensemble}` shows which"
-        )
-    return pins.previous, promote(repository, names, pins.previous, url, protocol)
+    def load(self, model: str) -> None:
+        """Have a model's files read and loaded; requests under way finish on what was loaded before.
 
+        Raises:
+            LoadError: in the server's words.
+        """
+        try:
+            self._client.load_model(model, **self._limit)
+        except (InferenceServerException, OSError) as error:
+            raise LoadError(
+                f"{self.url} did not load {model!r}: {error}; it must run on this repository with "
+                "--model-control-mode=explicit"
+            ) from error
 
-def _require_whole(repository: Path, names: Names, number: int) -> None:
-    # Before the server reads it: a file that is not the manifest's must not even be loaded.
-    if number in versions.numbers(repository, names):
-        faults = versions.faults_of(repository, names, number)
-        if faults:
-            raise RepositoryError(f"version {number} cannot be served: {'; '.join(faults)}; export it again")
-    else:
-        there = ", ".join(map(str, versions.numbers(repository, names))) or "none"
-        raise RepositoryError(f"{names.ensemble!r} has no version {number}; it has {there}")
+    def unload(self, model: str) -> None:
+        """Have a model unloaded; the steps of an ensemble stay.
 
+        Raises:
+            LoadError: in the server's words.
+        """
+        try:
+            self._client.unload_model(model, **self._limit)
+        except (InferenceServerException, OSError) as error:
+            raise LoadError(f"{self.url} did not unload {model!r}: {error}") from error
 
-def _connect(url: str, protocol: Protocol) -> Any:
-    if protocol == "grpc":
-        return triton_grpc.InferenceServerClient(url)
-    return triton_http.InferenceServerClient(url, network_timeout=_LOAD_SECONDS)
+    def __enter__(self) -> Self:
+        return self
 
-
-def _is_loaded(server: Any, model: str) -> bool:
-    try:
-        return bool(server.is_model_ready(model))
-    except (InferenceServerException, OSError) as error:
-        raise RepositoryError(f"the server does not answer ({error}); check --url and --protocol") from error
-
-
-def _load(server: Any, model: str, url: str) -> None:
-    try:
-        server.load_model(model)
-    except (InferenceServerException, OSError) as error:
-        raise RepositoryError(
-            f"{url} did not load {model!r}: {error}; it must run on this repository with --model-control-mode=explicit"
-        ) from error
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()

@@ -24,6 +24,7 @@ MAX_ROWS = 64
 MAX_TEXT_BYTES = 65_536
 MAX_QUEUE = 512
 CPU, GPU = "cpu", "gpu"
+CHALLENGER_OF = "challenger_of"  # parameter of an ensemble that is there for a comparison only: the one it challenges
 
 _BATCHING_REASONS = (
     f"max_batch_size {MAX_ROWS}: rows of one execution, and so of one request; the clients send at most 32 at once.",
@@ -93,6 +94,14 @@ class Names:
     def ensembles(self) -> tuple[str, str]:
         """Models that pin a version, in the order in which the pins are written: the main one last."""
         return (self.torchscript_ensemble, self.ensemble)
+
+    def classifier_of(self, ensemble: str) -> str:
+        """The classifier that one of the two ensembles stands over."""
+        return self.torchscript_classifier if ensemble == self.torchscript_ensemble else self.classifier
+
+    def challenger(self, ensemble: str) -> str:
+        """The ensemble under which another version is asked beside `ensemble` before it may replace it."""
+        return f"{ensemble}_challenger"
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,15 @@ def ensemble_files(names: Names, labels: Sequence[str], pins: Pins, kind: Kind =
             ensemble_config(names, labels, pins, kind=kind),
         )
     }
+
+
+def challenger_file(names: Names, ensemble: str, labels: Sequence[str], number: int, kind: Kind = BET) -> str:
+    """The configuration of the ensemble that challenges `ensemble` with another version."""
+    torchscript = ensemble == names.torchscript_ensemble
+    config = ensemble_config(names, labels, Pins(number), torchscript=torchscript, kind=kind)
+    config.name = names.challenger(ensemble)
+    config.parameters[CHALLENGER_OF].string_value = ensemble
+    return as_text(config, ("There while `python -m export promote` compares; not loaded at the server's start.",))
 
 
 def step_files(names: Names, classes: int, kind: Kind = BET) -> dict[Path, str]:

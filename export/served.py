@@ -71,7 +71,7 @@ def ask(
         for given in predictions.values()
         for p, text in zip(given, texts, strict=True)
     )
-    answers = {way: _as_answers(given, labels) for way, given in predictions.items()}
+    answers = {way: as_answers(given, labels) for way, given in predictions.items()}
     return ServedAnswers(answers, miscounted, after[0] - before[0], after[1] - before[1])
 
 
@@ -120,7 +120,7 @@ def _all_answered(way: str, given: Sequence[Prediction | BetClientError]) -> lis
     return answers
 
 
-def _as_answers(predictions: Sequence[Prediction], labels: Sequence[str]) -> Answers:
+def as_answers(predictions: Sequence[Prediction], labels: Sequence[str]) -> Answers:
     """Typed answers as arrays; a field that only some answers give counts as not finite where it is missing."""
     diagnostics = [p.diagnostics or Diagnostics(None, None, None) for p in predictions]
     budget = [d.evidence_budget for d in diagnostics]

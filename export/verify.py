@@ -7,6 +7,7 @@ the exported graph in this process. Texts are the checkpoint's own corpus, a fil
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def verify(options: VerifyOptions) -> Report:
         raise RepositoryError(f"version {number} is not whole: {'; '.join(faults)}; export it again")
     report = Report("verify")
     report.add("version_mismatch", float(_served_versions(options, names) != {number}), "", "== 0")
-    checkpoint = _checkpoint_of(manifest)
+    checkpoint = checkpoint_of(manifest)
     texts = _texts(options, names, number, manifest, checkpoint)
     if checkpoint is not None:
         truth = f"PyTorch, from {checkpoint.path}"
@@ -76,7 +77,7 @@ def verify(options: VerifyOptions) -> Report:
         )
     else:
         truth = "the exported graph, by ONNX Runtime in this process (the checkpoint of the manifest is not there)"
-        reference = _graph_answers(options.repository, names, number, manifest, texts)
+        reference = graph_answers(options.repository, names, number, manifest, texts)
     _log.info("truth: %s", truth)
     live = served.ask(options.url, names, options.protocol, texts, manifest["tokenizer"]["max_length"])
     parity = Parity(reference, texts, tolerances_of(kind_of(manifest), len(manifest["labels"])))
@@ -106,7 +107,7 @@ def _served_versions(options: VerifyOptions, names: Names) -> set[int]:
     return {int(step["model_version"]) for step in config["ensemble_scheduling"]["step"]}
 
 
-def _checkpoint_of(manifest: dict[str, Any]) -> Exportable | None:
+def checkpoint_of(manifest: dict[str, Any]) -> Exportable | None:
     """The checkpoint that the version was made of, if it is still there and the same."""
     limit = manifest["tokenizer"]["max_length"] if kind_of(manifest).padded else None
     try:
@@ -117,14 +118,14 @@ def _checkpoint_of(manifest: dict[str, Any]) -> Exportable | None:
     return checkpoint if checkpoint.identity == manifest["checkpoint"]["sha256"] else None
 
 
-def _files_of(options: VerifyOptions, manifest: dict[str, Any]) -> RowFiles:
+def files_of(files: RowFiles, manifest: dict[str, Any]) -> RowFiles:
     """The files given, or else the rows that the version was calibrated on, if they are still there and the same."""
     data = manifest["data"] or {}
-    if options.files.texts is not None or "calibration" not in data:
-        return options.files
+    if files.texts is not None or "calibration" not in data:
+        return files
     path = Path(data["calibration"])
     if not path.is_file() or sha256_of(path) != data["sha256"]:
-        return options.files
+        return files
     return RowFiles(calibration=path, text_column=data["text_column"], label_column=data["label_column"])
 
 
@@ -134,24 +135,26 @@ def _texts(
     count = options.texts or (PADDED_VERIFY_TEXTS if kind_of(manifest).padded else VERIFY_TEXTS)
     if checkpoint is not None:
         try:
-            return gate_texts(checkpoint, _files_of(options, manifest), count)
+            return gate_texts(checkpoint, files_of(options.files, manifest), count)
         except GateError as error:
             _log.info("%s; the manifest's golden texts are compared", error)
     encoder = encoder_of(load_tokenizer(options.repository / names.tokenizer / str(number)), manifest["tokenizer"])
     if options.files.texts is not None:
         texts = texts_of(options.files.texts, options.files.text_column)
         return choose_texts(encoder, texts, None, count=count)
-    return _golden(encoder, [case["text"] for case in manifest["tokenizer"]["golden"]])
+    return texts_as_they_stand(encoder, [case["text"] for case in manifest["tokenizer"]["golden"]])
 
 
-def _golden(encoder: TextEncoder, texts: list[str]) -> list[GateText]:
+def texts_as_they_stand(encoder: TextEncoder, texts: list[str]) -> list[GateText]:
+    """Texts as they stand, not chosen by length."""
     rows = zip(texts, encoder.encode(texts), encoder.count(texts), strict=True)
     return [GateText(text, ids, tokens, "golden", None) for text, ids, tokens in rows]
 
 
-def _graph_answers(
-    repository: Path, names: Names, number: int, manifest: dict[str, Any], texts: list[GateText]
+def graph_answers(
+    repository: Path, names: Names, number: int, manifest: dict[str, Any], texts: Sequence[GateText]
 ) -> Answers:
+    """What a version's ONNX graph says in this process, each text alone, with the session options that are served."""
     options = parameters(classifier_config(names, len(manifest["labels"]), kind=kind_of(manifest)))
     session = open_session(repository / names.classifier / str(number) / "model.onnx", options)
     return run(onnx_executor(session), [text.ids for text in texts], [([i], False) for i in range(len(texts))])

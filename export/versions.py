@@ -22,7 +22,16 @@ from google.protobuf import text_format
 from export.errors import RepositoryError
 from export.manifest import MANIFEST, PARITY, kind_of, read_manifest, write_manifest
 from export.outputs import Kind
-from export.repository import Names, Pins, ensemble_files, read_config, replace_text, step_files
+from export.repository import (
+    CHALLENGER_OF,
+    Names,
+    Pins,
+    challenger_file,
+    ensemble_files,
+    read_config,
+    replace_text,
+    step_files,
+)
 from train.checkpoint import sha256_of
 
 
@@ -53,12 +62,89 @@ def files_of(names: Names) -> dict[str, tuple[str, ...]]:
 
 
 def read_pins(repository: Path, names: Names) -> Pins | None:
-    """What the ensemble pins, or None where there is no such ensemble.
+    """What the main ensemble pins, or None where there is no such ensemble; this is the version that answers.
 
     Raises:
         RepositoryError: if its configuration cannot be read.
     """
-    path = repository / names.ensemble / "config.pbtxt"
+    return _pins_of(repository, names.ensemble)
+
+
+def stray_pins(repository: Path, names: Names) -> dict[str, int]:
+    """Ensembles that pin another version than the main one, and which: a switch was killed between the two files.
+
+    Harmless to answers, since each ensemble is whole in itself; the next `add`, `promote` or `rollback` writes both.
+    """
+    main = read_pins(repository, names)
+    pins = {ensemble: _pins_of(repository, ensemble) for ensemble in names.ensembles}
+    return {ensemble: own.version for ensemble, own in pins.items() if own and main and own.version != main.version}
+
+
+def challengers(repository: Path, names: Names) -> dict[str, int]:
+    """Challenger ensembles that lie in the repository, and the version that each pins.
+
+    Raises:
+        RepositoryError: if a model of such a name is none.
+    """
+    found = {}
+    for challenger in map(names.challenger, names.ensembles):
+        pins = _pins_of(repository, challenger)
+        if pins is None:
+            continue
+        if CHALLENGER_OF not in read_config(repository / challenger / "config.pbtxt").parameters:
+            raise RepositoryError(
+                f"{repository / challenger} is a model of its own and no challenger: serve it under another name, "
+                f"since versions of {names.ensemble!r} are compared under this one"
+            )
+        found[challenger] = pins.version
+    return found
+
+
+def write_challenger(repository: Path, names: Names, ensemble: str, number: int) -> str:
+    """Put an ensemble beside `ensemble` that answers with another version; returns its name."""
+    challenger = names.challenger(ensemble)
+    with _locked(repository):
+        manifest = read_manifest(repository / names.classifier / str(number))
+        (repository / challenger / "1").mkdir(parents=True, exist_ok=True)
+        text = challenger_file(names, ensemble, manifest["labels"], number, kind_of(manifest))
+        replace_text(repository / challenger / "config.pbtxt", text)
+    return challenger
+
+
+def remove_challengers(repository: Path, names: Names) -> list[str]:
+    """Remove the challenger ensembles, also those that a killed promotion left; returns their names."""
+    for challenger in map(names.challenger, names.ensembles):
+        folder = repository / challenger
+        if folder.is_dir() and not (folder / "config.pbtxt").exists():  # killed before its configuration was written
+            shutil.rmtree(folder)
+    found = challengers(repository, names)
+    for challenger in found:
+        shutil.rmtree(repository / challenger)
+    return list(found)
+
+
+@contextlib.contextmanager
+def switching(repository: Path, names: Names) -> Iterator[None]:
+    """Hold the right to switch the versions of one name.
+
+    Raises:
+        RepositoryError: if there is no such name, or another process is switching it.
+    """
+    folder = repository / names.ensemble
+    if read_pins(repository, names) is None:
+        raise RepositoryError(f"{repository} holds no version of {names.ensemble!r}; `python -m export add` makes one")
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(_locked(folder, wait=False))
+        except BlockingIOError as error:
+            raise RepositoryError(
+                f"another promotion or rollback of {names.ensemble!r} is under way; wait for its end"
+            ) from error
+        yield
+
+
+def _pins_of(repository: Path, ensemble: str) -> Pins | None:
+    path = repository / ensemble / "config.pbtxt"
     if not path.exists():
         return None
     try:
@@ -135,13 +221,21 @@ def pinned_manifest(repository: Path, names: Names) -> dict[str, Any] | None:
     return read_manifest(repository / names.classifier / str(pins.version))
 
 
-def require_same_answers(repository: Path, names: Names, labels: tuple[str, ...], kind: Kind) -> None:
+def require_same_answers(
+    repository: Path, names: Names, labels: tuple[str, ...], kind: Kind, *, answering: int | None = None
+) -> None:
     """Refuse other classes or outputs under a name that clients already know.
+
+    Args:
+        answering: the version that they know, where it is not the pinned one.
 
     Raises:
         RepositoryError: naming both.
     """
-    manifest = pinned_manifest(repository, names)
+    if answering is None:
+        manifest = pinned_manifest(repository, names)
+    else:
+        manifest = read_manifest(repository / names.classifier / str(answering))
     if manifest is not None and tuple(manifest["labels"]) != labels:
         raise RepositoryError(
             f"{names.ensemble!r} answers with the labels {', '.join(manifest['labels'])} and this checkpoint has "
@@ -161,13 +255,8 @@ def staging_folder(repository: Path) -> Iterator[Path]:
     What writers that were killed left behind is removed as well: a living one holds a lock on its folder.
     """
     repository.mkdir(parents=True, exist_ok=True)
-    parent = repository.resolve().parent
-    if parent.stat().st_dev != repository.stat().st_dev or not os.access(parent, os.W_OK):
-        parent = repository.resolve()  # a mounted repository; Triton loads by name and does not look at this folder
-    prefix = f".{repository.resolve().name}-staging-"
-    for left in parent.glob(f"{prefix}*"):
-        with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(left, wait=False):
-            shutil.rmtree(left)
+    sweep_staging(repository)
+    parent, prefix = _staging_place(repository)
     staging = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     staging.chmod(0o755)  # mkdtemp's 0700 would travel with what is moved
     try:
@@ -175,6 +264,22 @@ def staging_folder(repository: Path) -> Iterator[Path]:
             yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def sweep_staging(repository: Path) -> None:
+    """Remove what writers that were killed left beside the repository."""
+    parent, prefix = _staging_place(repository)
+    for left in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(left, wait=False):
+            shutil.rmtree(left)
+
+
+def _staging_place(repository: Path) -> tuple[Path, str]:
+    """The folder that holds staging folders, and how their names begin."""
+    parent = repository.resolve().parent
+    if parent.stat().st_dev != repository.stat().st_dev or not os.access(parent, os.W_OK):
+        parent = repository.resolve()  # a mounted repository; Triton loads by name and does not look at this folder
+    return parent, f".{repository.resolve().name}-staging-"
 
 
 def install(repository: Path, names: Names, staged: Path, staged_number: int, manifest: dict[str, Any]) -> int:
@@ -190,6 +295,8 @@ def install(repository: Path, names: Names, staged: Path, staged_number: int, ma
     labels, kind = tuple(manifest["labels"]), kind_of(manifest)
     with _locked(repository):
         require_same_answers(repository, names, labels, kind)
+        with contextlib.suppress(RepositoryError), switching(repository, names):  # else a promotion that lives
+            remove_challengers(repository, names)
         exported = numbers(repository, names)
         number = max(exported, default=0) + 1
         seal(names, staged, staged_number, {**manifest, "version": number})
@@ -219,27 +326,40 @@ def seal(names: Names, folder: Path, number: int, manifest: dict[str, Any]) -> N
         _flush(version)
 
 
-def pin(repository: Path, names: Names, number: int) -> Pins:
+def require_whole(repository: Path, names: Names, number: int) -> dict[str, Any]:
+    """The manifest of a version of which every file is there and is the manifest's.
+
+    Raises:
+        RepositoryError: if there is no such version, or it is not whole.
+    """
+    there = numbers(repository, names)
+    if not there:
+        raise RepositoryError(f"{repository} holds no version of {names.ensemble!r}; `python -m export add` makes one")
+    if number not in there:
+        raise RepositoryError(f"{names.ensemble!r} has no version {number}; it has {', '.join(map(str, there))}")
+    faults = faults_of(repository, names, number)
+    if faults:
+        raise RepositoryError(f"version {number} cannot be served: {'; '.join(faults)}; export it again")
+    return read_manifest(repository / names.classifier / str(number))
+
+
+def pin(repository: Path, names: Names, number: int, *, answering: int | None = None) -> Pins:
     """Pin a version that is whole; returns the pins that were there before.
+
+    Args:
+        answering: the version that a server answers with until now, where that is another than the pinned one:
+            `add` pins on disk, and a running server follows with `promote`.
 
     Raises:
         RepositoryError: if there is no such version, or it is not whole.
     """
     with _locked(repository):
         before = read_pins(repository, names)
-        if before is None or not numbers(repository, names):
-            raise RepositoryError(
-                f"{repository} holds no version of {names.ensemble!r}; `python -m export add` makes one"
-            )
-        if number not in numbers(repository, names):
-            there = ", ".join(map(str, numbers(repository, names)))
-            raise RepositoryError(f"{names.ensemble!r} has no version {number}; it has {there}")
-        faults = faults_of(repository, names, number)
-        if faults:
-            raise RepositoryError(f"version {number} cannot be served: {'; '.join(faults)}; export it again")
-        manifest = read_manifest(repository / names.classifier / str(number))
-        previous = before.previous if number == before.version else before.version
-        _write_pins(repository, names, manifest, Pins(number, previous))
+        manifest = require_whole(repository, names, number)
+        if before is None:
+            raise RepositoryError(f"{repository} holds no ensemble {names.ensemble!r}; `python -m export add` makes it")
+        until_now = before.version if answering is None else answering
+        _write_pins(repository, names, manifest, Pins(number, before.previous if number == until_now else until_now))
     return before
 
 
@@ -265,6 +385,12 @@ def remove(repository: Path, names: Names, number: int) -> None:
             raise RepositoryError(
                 f"version {number} of {names.ensemble!r} is the one that answers: promote another first"
             )
+        for ensemble, pinned in {**challengers(repository, names), **stray_pins(repository, names)}.items():
+            if pinned == number:
+                raise RepositoryError(
+                    f"version {number} is pinned by {ensemble!r}: a promotion is under way, or was interrupted; then "
+                    f"`python -m export promote {names.ensemble} {pins.version if pins else number}` cleans up after it"
+                )
         for model in reversed(names.versioned):
             folder = repository / model / str(number)
             if folder.exists():

@@ -51,6 +51,22 @@ def require_ready(url: str, model: str, timeout: float) -> None:
         raise NotReadyError(f"model {model!r} is not ready on {url} (status {status})")
 
 
+def pinned_version(url: str, model: str, timeout: float) -> int | None:
+    """The version that a loaded ensemble pins for its first step, which may be another than at the server's start.
+
+    None where the model is no ensemble, or pins none.
+
+    Raises:
+        NotReadyError: if the server does not say.
+    """
+    status, content = _call("GET", url, f"/v2/models/{model}/config", None, timeout)
+    if status != http.client.OK:
+        raise NotReadyError(f"{url} does not give the configuration of {model!r} (status {status})")
+    steps = content.get("ensemble_scheduling", {}).get("step", [])
+    version = int(steps[0]["model_version"]) if steps else -1
+    return version if version > 0 else None
+
+
 def require_right_answer(url: str, probe: Probe, timeout: float) -> None:
     """Raise unless the probe's text gets the probe's answer, within its tolerance.
 

@@ -20,6 +20,7 @@ from tritonclient.grpc import model_config_pb2
 from serve.errors import RepositoryError
 
 CONFIG = "config.pbtxt"
+CHALLENGER_OF = "challenger_of"  # parameter of an ensemble that `export promote` compares with and then removes
 EXPORT_HINT = "export one with `python -m export add CHECKPOINT`"
 
 
@@ -99,15 +100,18 @@ class Repository:
                 found[member] = self.models[member]
         return tuple(found.values())
 
-    def probe(self, name: str) -> Probe | None:
+    def probe(self, name: str, pinned: int | None = None) -> Probe | None:
         """The probe of an ensemble, from the manifest beside the pinned version of a step; None where none has one.
+
+        Args:
+            pinned: the version that a running server answers with, where that is known: `export promote` switches it.
 
         Raises:
             RepositoryError: if a manifest cannot be read, or its probe lacks a field.
         """
         for step in self.models[name].steps:
             model = self.models[step.model]
-            version = model.versions[-1] if step.version < 0 else step.version
+            version = pinned or (model.versions[-1] if step.version < 0 else step.version)
             manifest = model.folder / str(version) / "manifest.json"
             if not manifest.exists():
                 continue
@@ -150,8 +154,8 @@ def read_repository(path: Path, device: str = "cpu") -> Repository:
     for folder in sorted(p for p in path.iterdir() if p.is_dir()):
         alternative = folder / "configs" / f"{device}.pbtxt"
         config = alternative if alternative.exists() else folder / CONFIG
-        if config.exists():
-            models[folder.name] = _read_model(folder, config)
+        if config.exists() and (model := _read_model(folder, config)) is not None:
+            models[folder.name] = model
     if not models:
         raise RepositoryError(f"{path} holds no model (no folder with a {CONFIG}); {EXPORT_HINT}")
     return Repository(path, models)
@@ -172,12 +176,15 @@ def _probe(model: str, record: Mapping[str, Any]) -> Probe:
     return Probe(model, str(record["text"]), answer, float(record.get("tolerance", Probe.tolerance)))
 
 
-def _read_model(folder: Path, config: Path) -> Model:
+def _read_model(folder: Path, config: Path) -> Model | None:
+    """The model, or None for a challenger: where one lies at start, its promotion was killed."""
     message = model_config_pb2.ModelConfig()
     try:
         text_format.Parse(config.read_text(encoding="utf-8"), message)
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise RepositoryError(f"{config} is not a model configuration: {error}") from error
+    if CHALLENGER_OF in message.parameters:
+        return None
     steps = tuple(Step(s.model_name, int(s.model_version)) for s in message.ensemble_scheduling.step)
     backend = "ensemble" if steps or message.platform == "ensemble" else message.backend
     groups = [max(1, group.count) * max(1, len(group.gpus)) for group in message.instance_group]

@@ -21,7 +21,7 @@ from typing import Literal, Self
 
 from serve import container, embedded, leftovers, probe
 from serve.cache import servers_folder
-from serve.errors import PortTakenError, ServeError, StartupError
+from serve.errors import PortTakenError, ProbeError, ServeError, StartupError
 from serve.leftovers import ProcessIdentity, ServerState
 from serve.log import failed_loads, read_log, says_port_in_use, tail
 from serve.plan import DRAIN_SECONDS, Launch, Plan, Ports
@@ -189,9 +189,7 @@ class Server:
         probe.require_identity(self.http_url, self._plan.server_id, timeout)
         for model in self.models:
             probe.require_ready(self.http_url, model, timeout)
-            expected = self.repository.probe(model)
-            if expected is not None:
-                probe.require_right_answer(self.http_url, expected, timeout)
+            self._require_right_answer(model, timeout)
 
     def stop(self, *, drain_seconds: float = DRAIN_SECONDS + _UNLOAD_SECONDS) -> None:
         """End the server: it may take `drain_seconds` to answer what it has accepted and to unload; 0 kills it at once.
@@ -228,6 +226,18 @@ class Server:
     def _stop_at_exit(self) -> None:
         if os.getpid() == self._launcher:  # not in a forked child, which inherits the registration
             self.stop()
+
+    def _require_right_answer(self, model: str, timeout: float) -> None:
+        pinned = probe.pinned_version(self.http_url, model, timeout)
+        expected = self.repository.probe(model, pinned)
+        if expected is None:
+            return
+        try:
+            probe.require_right_answer(self.http_url, expected, timeout)
+        except ProbeError:
+            if probe.pinned_version(self.http_url, model, timeout) == pinned:
+                raise
+            self._require_right_answer(model, timeout)  # it was promoted in between
 
     def _wait_until_right(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout

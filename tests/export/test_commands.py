@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -16,8 +15,7 @@ from export import staged, versions
 from export.__main__ import main
 from export.add import AddOptions, add
 from export.checkpoints import gate_texts, load_checkpoint
-from export.control import promote, rollback
-from export.errors import GateError, RepositoryError
+from export.errors import GateError
 from export.graph import ServedClassifier
 from export.manifest import read_manifest
 from export.repository import Names, Pins, write_configurations
@@ -183,17 +181,6 @@ def test_verify_needs_a_server(repository: Path, capsys: pytest.CaptureFixture[s
     assert "python -m serve" in line
 
 
-@pytest.fixture
-def two_versions(repository: Path, tmp_path: Path) -> Iterator[tuple[Path, serve.Server]]:
-    """A server on version 1, with a version 2 beside it that the server has not seen."""
-    models = tmp_path / "models"
-    shutil.copytree(repository, models)
-    with serve.start(models, timeout=120) as server:
-        _second_version(models)
-        versions.restore(models, BET, Pins(1))
-        yield models, server
-
-
 def _second_version(models: Path) -> None:
     """Version 1 once more as version 2, by its tokenizer cutting at 8 tokens: an answer tells which one gave it."""
     staged = models.parent / "staged"
@@ -203,33 +190,6 @@ def _second_version(models: Path) -> None:
         shutil.copytree(models / model / "1", staged / model / "1")
     manifest["tokenizer"] = {**manifest["tokenizer"], "max_length": 8, "head_length": 4, "golden": []}
     versions.install(models, BET, staged, 1, manifest)
-
-
-def test_a_running_server_is_switched_and_switched_back(two_versions: tuple[Path, serve.Server]) -> None:
-    models, server = two_versions
-    with Client(server.grpc_url, timeout=60) as client:
-        assert client.predict(TEXT).truncated is False
-        before = promote(models, BET, 2, server.grpc_url)
-        assert before.version == 1
-        assert client.predict(TEXT).truncated is True
-        number, before = rollback(models, BET, server.http_url, "http")
-        assert (number, before.version) == (1, 2)
-        assert client.predict(TEXT).truncated is False
-
-
-def test_a_version_that_the_server_cannot_load_leaves_the_old_one_answering(
-    two_versions: tuple[Path, serve.Server],
-) -> None:
-    models, server = two_versions
-    manifest = read_manifest(models / "bet_classifier" / "2")
-    graph = models / "bet_classifier" / "2" / "model.onnx"
-    graph.write_bytes(graph.read_bytes()[:1000])
-    versions.seal(BET, models, 2, manifest)  # as if it had been exported so: its hashes agree
-    with pytest.raises(RepositoryError, match="did not load 'bet_classifier'"):
-        promote(models, BET, 2, server.grpc_url)
-    assert versions.read_pins(models, BET) == Pins(1)
-    with Client(server.grpc_url, timeout=60) as client:
-        assert client.predict(TEXT).truncated is False
 
 
 @pytest.mark.parametrize("command", ["add", "verify", "list", "remove", "promote", "rollback"])

@@ -106,10 +106,16 @@ def test_verify_list_promote_rollback_and_remove(theirs: Path, capsys: pytest.Ca
         assert report["truth"] == f"PyTorch, from {theirs / 'model'}"
         assert report["version"] == 2
         assert report["parity"]["texts"] >= 21  # of the calibration file, which the manifest names
-        assert main(["rollback", "theirs", *where, "--url", server.grpc_url]) == 0
+        quick = ("--watch", "0")
+        assert main(["rollback", "theirs", *where, *quick, "--url", server.grpc_url]) == 0
         with Client(server.grpc_url, model="theirs") as client:
             assert client.predict(TEXTS[0]).label in LABELS
-        assert main(["promote", "theirs", "2", *where, "--url", server.grpc_url]) == 0
+        capsys.readouterr()
+        bounds = ("--max-latency-ratio", "20", "--protocol", "http", "--url", server.http_url, "--json")
+        assert main(["promote", "theirs", "2", *where, *quick, *bounds]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["texts"] == str(theirs / "rows.csv")  # which the manifest names
+        assert next(check["value"] for check in report["checks"] if check["name"] == "changed_labels") == 0
         assert main(["rollback", "theirs", *where]) == 0
     assert main(["remove", "theirs", "2", *where]) == 0
     capsys.readouterr()
