@@ -1,4 +1,4 @@
-"""`python -m export`: add a version behind the gate, verify the one that answers, list, remove and switch versions."""
+"""`python -m export`: add a version behind the gate, verify the one that answers, list, remove, switch and share."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from export import versions
+from export import registry, versions
 from export.add import GATE_TEXTS, PADDED_GATE_TEXTS, AddOptions, add
 from export.control import promote, rollback
-from export.errors import ExportError
+from export.errors import ExportError, RegistryError
 from export.repository import DEFAULT_NAME, Names
 from export.rows import RowFiles
 from export.verify import PADDED_VERIFY_TEXTS, VERIFY_TEXTS, VerifyOptions, verify
@@ -107,13 +107,58 @@ def _remove(options: argparse.Namespace) -> int:
 
 
 def _promote(options: argparse.Namespace) -> int:
+    registered = _registered(options, options.version)
     before = promote(options.repository, Names(options.name), options.version, options.url, options.protocol)
+    _set_champion(options, options.version, registered)
     return _switched(options, options.version, before.version)
 
 
 def _rollback(options: argparse.Namespace) -> int:
+    pins = versions.read_pins(options.repository, Names(options.name))
+    registered = _registered(options, None if pins is None else pins.previous)
     number, before = rollback(options.repository, Names(options.name), options.url, options.protocol)
+    _set_champion(options, number, registered)
     return _switched(options, number, before.version)
+
+
+def _registered(options: argparse.Namespace, number: int | None) -> str | None:
+    """The registry's version of what is to answer; looked up first, so that a registry that is away changes nothing."""
+    if options.registry is None or number is None:
+        return None
+    return registry.registered_version(options.repository, Names(options.name), number, options.registry)
+
+
+def _set_champion(options: argparse.Namespace, number: int, registered: str | None) -> None:
+    if registered is None:
+        return
+    try:
+        registry.set_champion(Names(options.name), registered, options.registry)
+    except RegistryError as error:
+        raise RegistryError(
+            f"{error}; version {number} answers already: `python -m export promote {options.name} {number} --registry "
+            "…` moves the alias"
+        ) from error
+
+
+def _push(options: argparse.Namespace) -> int:
+    pushed = registry.push(options.repository, Names(options.name), options.version, options.registry)
+    what = "is" if pushed.new else "was already"
+    return _say(
+        options,
+        {"registered": pushed.version, "new": pushed.new},
+        f"{options.name!r} {what} version {pushed.version} of the registry",
+    )
+
+
+def _pull(options: argparse.Namespace) -> int:
+    names = Names(options.name)
+    pulled = registry.pull(options.repository, names, options.registry, version=options.version, alias=options.alias)
+    what = "version" if pulled.new else "there already: version"
+    return _say(
+        options,
+        {"version": pulled.number, "registered": pulled.version, "new": pulled.new},
+        f"{what} {pulled.number} of {options.name!r} answers from now on; in the registry it is {pulled.version}",
+    )
 
 
 def _switched(options: argparse.Namespace, number: int, before: int) -> int:
@@ -181,12 +226,30 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name", metavar="NAME")
     command.add_argument("version", type=int, metavar="VERSION")
     _server_options(command, "a running server that is to load it as well")
+    _registry_option(command, "an MLflow registry whose alias `champion` is to follow")
 
     command = _command(
         commands, "rollback", _rollback, "make the version before answer again", "bet --url localhost:8001"
     )
     command.add_argument("name", metavar="NAME")
     _server_options(command, "a running server that is to load it as well")
+    _registry_option(command, "an MLflow registry whose alias `champion` is to follow")
+
+    command = _command(
+        commands, "push", _push, "register a version with MLflow", "bet 2 --registry http://localhost:5000"
+    )
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("version", type=int, nargs="?", metavar="VERSION", help="by default the one that answers")
+    _registry_option(command, "an MLflow server, or sqlite:///FILE", required=True)
+
+    command = _command(
+        commands, "pull", _pull, "install a version of a registry", "bet --registry http://localhost:5000"
+    )
+    command.add_argument("name", metavar="NAME")
+    chosen = command.add_mutually_exclusive_group()
+    chosen.add_argument("--version", metavar="N", help="of the registry")
+    chosen.add_argument("--alias", default=registry.CHAMPION, help="in place of a version (default: %(default)s)")
+    _registry_option(command, "an MLflow server, or sqlite:///FILE", required=True)
     return parser
 
 
@@ -207,6 +270,10 @@ def _gate_options(command: argparse.ArgumentParser, count: str) -> None:
     command.add_argument("--text-column", default="text", help="in FILE (default: %(default)s)")
     command.add_argument("--label-column", default="label", help="in FILE (default: %(default)s)")
     command.add_argument("--gate-texts", type=int, metavar="N", help=f"texts to compare ({count})")
+
+
+def _registry_option(command: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:
+    command.add_argument("--registry", metavar="URI", required=required, help=what)
 
 
 def _server_options(command: argparse.ArgumentParser, what: str) -> None:
