@@ -333,3 +333,11 @@ def test_without_mlflow_the_extra_is_named(
     line = refused(capsys, "push", "bet", "--repository", str(models), "--registry", "http://localhost:5000")
     assert "the extra `registry`, which is not installed" in line
     assert ".[registry]" in line
+
+
+@pytest.mark.parametrize("command", ["push", "pull"])
+def test_both_commands_explain_themselves_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"example: python -m export {command} bet" in capsys.readouterr().out
