@@ -1,4 +1,4 @@
-"""`python -m export`: add a version behind the gate, verify the one that answers, list, remove and switch versions."""
+"""`python -m export`: add a version behind the gate, verify the one that answers, list, remove, switch and share."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from export import versions
+from export import registry, versions
 from export.add import GATE_TEXTS, PADDED_GATE_TEXTS, AddOptions, add
 from export.audit import read_audit
 from export.control import Control
-from export.errors import ExportError, RepositoryError
+from export.errors import ExportError, RegistryError, RepositoryError
 from export.repository import DEFAULT_NAME, Names
 from export.rollout import COMPARED_TEXTS, PromoteOptions, Switch, promote, rollback
 from export.rows import RowFiles
@@ -137,36 +137,78 @@ def _remove(options: argparse.Namespace) -> int:
 
 
 def _promote(options: argparse.Namespace) -> int:
-    return _switched(
-        options,
-        promote(
-            PromoteOptions(
-                name=options.name,
-                version=options.version,
-                repository=options.repository,
-                url=options.url,
-                protocol=options.protocol,
-                files=RowFiles(texts=options.texts, text_column=options.text_column),
-                max_flips=options.max_flips,
-                max_latency_ratio=options.max_latency_ratio,
-                watch=options.watch,
-            )
-        ),
+    registered = _registered(options, options.version)
+    switch = promote(
+        PromoteOptions(
+            name=options.name,
+            version=options.version,
+            repository=options.repository,
+            url=options.url,
+            protocol=options.protocol,
+            files=RowFiles(texts=options.texts, text_column=options.text_column),
+            max_flips=options.max_flips,
+            max_latency_ratio=options.max_latency_ratio,
+            watch=options.watch,
+        )
     )
+    return _switched(options, switch, registered)
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    return _switched(
-        options, rollback(options.name, options.repository, options.url, options.protocol, watch=options.watch)
-    )
+    pins = versions.read_pins(options.repository, Names(options.name))
+    registered = _registered(options, None if pins is None else pins.previous)
+    switch = rollback(options.name, options.repository, options.url, options.protocol, watch=options.watch)
+    return _switched(options, switch, registered)
 
 
-def _switched(options: argparse.Namespace, switch: Switch) -> int:
+def _switched(options: argparse.Namespace, switch: Switch, registered: str | None) -> int:
+    if switch.holds and switch.version is not None:
+        _set_champion(options, switch.version, registered)
     if switch.report is None:
         return _say(options, {"version": switch.version, "before": switch.before, "url": None}, switch.outcome)
     switch.report.details.update({"version": switch.version, "before": switch.before, "outcome": switch.outcome})
     _print_report(switch.report, options, switch.outcome)
     return switch.report.exit_status()
+
+
+def _registered(options: argparse.Namespace, number: int | None) -> str | None:
+    """The registry's version of what is to answer; looked up first, so that a registry that is away changes nothing."""
+    if options.registry is None or number is None:
+        return None
+    return registry.registered_version(options.repository, Names(options.name), number, options.registry)
+
+
+def _set_champion(options: argparse.Namespace, number: int, registered: str | None) -> None:
+    if registered is None:
+        return
+    try:
+        registry.set_champion(Names(options.name), registered, options.registry)
+    except RegistryError as error:
+        raise RegistryError(
+            f"{error}; version {number} answers already: `python -m export promote {options.name} {number} --registry "
+            "…` moves the alias"
+        ) from error
+
+
+def _push(options: argparse.Namespace) -> int:
+    pushed = registry.push(options.repository, Names(options.name), options.version, options.registry)
+    what = "is" if pushed.new else "was already"
+    return _say(
+        options,
+        {"registered": pushed.version, "new": pushed.new},
+        f"{options.name!r} {what} version {pushed.version} of the registry",
+    )
+
+
+def _pull(options: argparse.Namespace) -> int:
+    names = Names(options.name)
+    pulled = registry.pull(options.repository, names, options.registry, version=options.version, alias=options.alias)
+    what = "version" if pulled.new else "there already: version"
+    return _say(
+        options,
+        {"version": pulled.number, "registered": pulled.version, "new": pulled.new},
+        f"{what} {pulled.number} of {options.name!r} answers from now on; in the registry it is {pulled.version}",
+    )
 
 
 def _say(options: argparse.Namespace, content: dict[str, Any], text: str) -> int:
@@ -257,6 +299,7 @@ def _parser() -> argparse.ArgumentParser:
         help="largest ratio of the median latency to the one before (default: %(default)s)",
     )
     _watch_option(command)
+    _registry_option(command, "an MLflow registry whose alias `champion` is to follow")
 
     command = _command(
         commands, "rollback", _rollback, "make the version before answer again", "bet --url localhost:8001"
@@ -264,6 +307,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name", metavar="NAME")
     _server_options(command, "a running server that is to switch at once and is watched; else on disk only")
     _watch_option(command)
+    _registry_option(command, "an MLflow registry whose alias `champion` is to follow")
+
+    command = _command(
+        commands, "push", _push, "register a version with MLflow", "bet 2 --registry http://localhost:5000"
+    )
+    command.add_argument("name", metavar="NAME")
+    command.add_argument("version", type=int, nargs="?", metavar="VERSION", help="by default the one that answers")
+    _registry_option(command, "an MLflow server, or sqlite:///FILE", required=True)
+
+    command = _command(
+        commands, "pull", _pull, "install a version of a registry", "bet --registry http://localhost:5000"
+    )
+    command.add_argument("name", metavar="NAME")
+    chosen = command.add_mutually_exclusive_group()
+    chosen.add_argument("--version", metavar="N", help="of the registry")
+    chosen.add_argument("--alias", default=registry.CHAMPION, help="in place of a version (default: %(default)s)")
+    _registry_option(command, "an MLflow server, or sqlite:///FILE", required=True)
     return parser
 
 
@@ -301,6 +361,10 @@ def _positive(text: str) -> float:
     if not (math.isfinite(number) and number >= 0):
         raise argparse.ArgumentTypeError(f"{text} is not a number of 0 or more")
     return number
+
+
+def _registry_option(command: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:
+    command.add_argument("--registry", metavar="URI", required=required, help=what)
 
 
 def _server_options(command: argparse.ArgumentParser, what: str) -> None:

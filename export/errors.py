@@ -4,7 +4,8 @@
     ├── RefusedCheckpointError  a folder whose answers would be wrong, or that says too little to be served
     ├── GraphError              a graph that the production server could not load, or that would answer at random
     ├── GateError               the gate could not be run: no texts, or a server that did not come up
-    └── RepositoryError         the model repository, or a version in it, is not what the command needs
+    ├── RepositoryError         the model repository, or a version in it, is not what the command needs
+    └── RegistryError           the registry does not answer, lacks a version, or holds other files than were pushed
 
 A gate that runs and does not hold is no error: it is a verdict (`verdict.Report`), and the command exits with 1.
 """
@@ -28,3 +29,7 @@ class GateError(ExportError):
 
 class RepositoryError(ExportError):
     """The model repository, or a version in it, is not what the command needs."""
+
+
+class RegistryError(ExportError):
+    """The registry of versions cannot be used, or what it holds is not what was pushed."""

@@ -22,6 +22,7 @@ from typing import Literal, Self
 from serve import container, embedded, leftovers, probe
 from serve.cache import servers_folder
 from serve.errors import PortTakenError, ProbeError, ServeError, StartupError
+from serve.integrity import require_intact
 from serve.leftovers import ProcessIdentity, ServerState
 from serve.log import failed_loads, read_log, says_port_in_use, tail
 from serve.plan import DRAIN_SECONDS, Launch, Plan, Ports
@@ -68,6 +69,7 @@ def start(
         LOG.warning("%s", line)
     content = read_repository(repository, device)
     names = content.servable(models)
+    require_intact(content, names)
     LOG.info("starting Triton (%s, %s) on %s with %s", engine, device, content.path, ", ".join(names))
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         ports = Ports(*(free_port(host) if p is None else p for p in (http_port, grpc_port, metrics_port)))

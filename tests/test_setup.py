@@ -221,6 +221,7 @@ def test_the_lock_keeps_every_bound_that_the_project_and_its_client_state():
         *project["build-system"]["requires"],
         *project["project"]["dependencies"],
         *project["project"]["optional-dependencies"]["dev"],
+        *project["project"]["optional-dependencies"]["registry"],
         *client["project"]["dependencies"],
     ]
     broken = [
