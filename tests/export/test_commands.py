@@ -96,8 +96,7 @@ def test_calibration_rows_with_a_label_that_the_model_does_not_know_are_refused(
     rows = tmp_path / "rows.csv"
     rows.write_text("text,label\nfine,positive\nwhat,neutral\n")
     line = refused(capsys, "add", str(tiny_checkpoint), "--repository", str(tmp_path / "m"), "--calibration", str(rows))
-    assert "row 2 is labelled 'neutral'" in line
-    assert "negative, positive" in line
+    assert "one of the classes 'negative', 'positive'; row 2 holds 'neutral'" in line
 
 
 def test_too_few_calibration_rows_send_every_answer_to_review_and_say_how_many_it_takes(tiny_checkpoint: Path) -> None:

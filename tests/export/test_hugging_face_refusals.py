@@ -177,7 +177,7 @@ def test_a_class_without_rows_is_named(folder: Path, tmp_path: Path, refused: Ca
     with one.open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *((text, LABELS[1]) for text in TEXTS)])
     line = refused(folder, "--calibration", str(one))
-    assert "'anger', 'neither'" in line
+    assert "'anger' (0 of 240 rows), 'neither' (0 of 240 rows)" in line
 
 
 def test_an_architecture_whose_answers_depend_on_padding_with_the_difference(
