@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,22 @@ def reports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_folder(tmp_path / "model")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good folder `model` and its rows, made once; each test spoils a copy."""
+    folder = tmp_path_factory.mktemp("made")
+    write_rows(write_folder(folder / "model"), folder / "rows.csv")
+    return folder
 
 
 @pytest.fixture
-def rows(folder: Path, tmp_path: Path) -> Path:
-    return write_rows(folder, tmp_path / "rows.csv")
+def folder(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made / "model", tmp_path / "model")
+
+
+@pytest.fixture
+def rows(made: Path) -> Path:
+    return made / "rows.csv"
 
 
 @pytest.fixture
