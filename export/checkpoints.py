@@ -8,6 +8,7 @@ PyTorch, a text at a time, as the truth that every exported form is held against
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,9 @@ from export.repository import MAX_TEXT_BYTES
 from export.rows import RowFiles, texts_of
 from export.texts import GateText, Truth, choose_texts
 from train.checkpoint import SEAL
+
+_MANY_UNKNOWN = 0.01  # of the tokens; of real text in a model's own language it is a few in ten thousand
+_log = logging.getLogger(__name__)
 
 
 class Exportable(Protocol):
@@ -100,12 +104,26 @@ def gate_texts(checkpoint: Exportable, files: RowFiles, count: int) -> list[Gate
     else:
         texts, labels = checkpoint.held_out(files)
     served_at_all = [i for i, text in enumerate(texts) if len(text.encode("utf-8", "replace")) <= MAX_TEXT_BYTES]
+    _say_what_is_unknown(checkpoint.encoder, [texts[i] for i in served_at_all])
     return choose_texts(
         checkpoint.encoder,
         [texts[i] for i in served_at_all],
         None if labels is None else [labels[i] for i in served_at_all],
         count=count,
     )
+
+
+def _say_what_is_unknown(encoder: TextEncoder, texts: Sequence[str]) -> None:
+    """Words that are one unknown token are one word to the model, and it answers them without a sign of that."""
+    unknown, tokens = encoder.unknown(texts)
+    if unknown:
+        _log.log(
+            logging.WARNING if unknown >= _MANY_UNKNOWN * tokens else logging.INFO,
+            "%d of %d tokens of the texts are unknown to the tokenizer (%.2f %%): to the model such words are all one",
+            unknown,
+            tokens,
+            100 * unknown / tokens,
+        )
 
 
 def _is_hugging_face(path: Path) -> bool:

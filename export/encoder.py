@@ -6,8 +6,10 @@ reads the numbers below from the manifest, and its golden ids are made here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +47,16 @@ class TextEncoder:
         """Ids of each text before the cut, special tokens included."""
         rows = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=self.special_tokens)
         return [max(1, len(row.ids)) for row in rows]
+
+    def unknown(self, texts: Sequence[str]) -> tuple[int, int]:
+        """How many tokens of the texts stand for what the vocabulary does not hold, and how many there are in all."""
+        model: dict[str, Any] = json.loads(self.tokenizer.to_str())["model"]
+        # Of Unigram the number is stored, of the others the token; byte-level ones have none.
+        unknown: Any = model.get("unk_id", self.tokenizer.token_to_id(model.get("unk_token") or ""))
+        rows: list[list[int]] = [
+            row.ids for row in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
+        return sum(ids.count(unknown) for ids in rows), sum(map(len, rows))
 
     def _cut(self, ids: list[int]) -> Ids:
         if len(ids) > self.max_length:

@@ -158,6 +158,11 @@ def _require_one_set_of_weights(path: Path) -> None:
         raise RefusedCheckpointError(
             f"{path} holds no {WEIGHTS}; load it once with transformers and write it again with `save_pretrained`"
         )
+    if (path / WEIGHTS).is_file() and (path / SHARDS).is_file():
+        raise RefusedCheckpointError(
+            f"{path} holds {WEIGHTS} and the shards of {SHARDS} as well; keep those that were evaluated and delete the "
+            "others"
+        )
     if not (path / WEIGHTS).is_file() or not (path / PICKLED).is_file():
         return
     ours = load_file(path / WEIGHTS)

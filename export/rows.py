@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from train.data import checked_texts, load_rows
 from train.errors import DataError
-from train.sources import Rows, read_file
+from train.sources import read_file
 
 
 @dataclass(frozen=True)
@@ -22,24 +21,14 @@ class RowFiles:
 
 
 def labelled_rows(path: Path, files: RowFiles, label_names: tuple[str, ...]) -> tuple[list[str], list[int]]:
-    """Texts and class indices of a file whose labels are class names, or class numbers where no name is a number.
+    """Texts and class indices of a file, read and matched to the classes as `train evaluate` does it.
 
     Raises:
         DataError: if it cannot be read, a row has no text, or a label is not one of the checkpoint's.
     """
-    rows = _read(path, files.text_column, files.label_column)
-    index = {name: i for i, name in enumerate(label_names)}
-    given = [str(label) for label in rows.labels]
-    numbers = {str(i): i for i in range(len(label_names))}
-    if not any(name.isdecimal() for name in label_names) and all(label in numbers for label in given):
-        index = numbers
-    unknown = [i for i, label in enumerate(given) if label not in index]
-    if unknown:
-        raise DataError(
-            f"{path}: row {unknown[0] + 1} is labelled {rows.labels[unknown[0]]!r}, and {len(unknown)} rows in all "
-            f"have a label that the checkpoint does not know; its labels are {', '.join(label_names)}"
-        )
-    return _texts_only(path, rows.texts), [index[label] for label in given]
+    _require_file(path)
+    rows = load_rows(str(path), label_names, files.text_column, files.label_column)
+    return rows.texts, rows.labels.tolist()
 
 
 def texts_of(path: Path, text_column: str) -> list[str]:
@@ -48,17 +37,10 @@ def texts_of(path: Path, text_column: str) -> list[str]:
     Raises:
         DataError: if it cannot be read, or a row has no text.
     """
-    return _texts_only(path, _read(path, text_column, text_column).texts)
+    _require_file(path)
+    return checked_texts(read_file(path, text_column, text_column).rows.texts, text_column, str(path))
 
 
-def _read(path: Path, text_column: str, label_column: str) -> Rows:
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise DataError(f"there is no file {path}")
-    return read_file(path, text_column, label_column).rows
-
-
-def _texts_only(path: Path, cells: Sequence[Any]) -> list[str]:
-    wrong = [i for i, cell in enumerate(cells) if not isinstance(cell, str) or not cell.strip()]
-    if wrong:
-        raise DataError(f"{path}: row {wrong[0] + 1} has no text ({len(wrong)} such rows); fill or delete them")
-    return list(cells)

@@ -100,7 +100,7 @@ def without_limit(family: str) -> bool:
 def write_folder(folder: Path, family: str = "bert", labels: tuple[str, ...] = LABELS, **config: Any) -> Path:
     """A model with its tokenizer, as `save_pretrained` writes them; the tokenizer keeps padding and truncation at 7."""
     kind = FAMILIES[family]
-    tokenizer = _tokenizer(kind)
+    tokenizer = tokenizer_of(kind)
     ids = {token: tokenizer.token_to_id(token) for token in kind.special}
     torch.manual_seed(3)
     names = dict(enumerate(labels))
@@ -167,7 +167,8 @@ def write_rows(folder: Path, to: Path, *, rows: int = 160) -> Path:
     return to
 
 
-def _tokenizer(kind: Family) -> Tokenizer:
+def tokenizer_of(kind: Family) -> Tokenizer:
+    """A WordPiece tokenizer of the texts, with the special tokens of a family."""
     tokenizer = Tokenizer(models.WordPiece(unk_token=kind.unknown))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -279,12 +279,13 @@ def every_class(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], nam
     """Require every class among the labels of both kinds of rows.
 
     Raises:
-        CalibrationError: naming the classes that are missing.
+        CalibrationError: naming the classes that are missing, with the rows that they have.
     """
     missing = sorted(set(range(len(names))) - (set(first.tolist()) & set(second.tolist())))
     if missing:
+        rows = first if second is first else np.concatenate([first, second])
         raise CalibrationError(
             "the calibration rows hold too few texts labelled "
-            + ", ".join(repr(names[c]) for c in missing)
-            + f" ({len(second)} rows in all): nothing could be said about that class; add labelled rows of it"
+            + ", ".join(f"{names[c]!r} ({(rows == c).sum()} of {len(rows)} rows)" for c in missing)
+            + ": nothing could be said about that class; add labelled rows of it"
         )

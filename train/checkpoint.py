@@ -27,6 +27,8 @@ from train.tokenizer import load_tokenizer, save_tokenizer
 
 SEAL = "files.json"
 PROVENANCE_FILE = "provenance.json"
+# Without one of these the Trainer would go on silently from step 0, or with an optimizer that knows nothing.
+_ROLLING_FILES = ("trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 _PRODUCTION_FILES = ("config.json", "model.safetensors", "tokenizer.json", "calibration.json", PROVENANCE_FILE)
 
 
@@ -117,15 +119,18 @@ def newest_whole(rolling: Path) -> tuple[Path | None, list[str]]:
     Raises:
         CheckpointError: if there are checkpoints and none is whole; a run never starts over silently.
     """
-    found = sorted(rolling.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    steps = {path: path.name.removeprefix("checkpoint-") for path in rolling.glob("checkpoint-*")}
+    found = sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: -int(steps[path]))
     reasons: list[str] = []
     for path in found:
         try:
-            verify(path)
+            lacking = [name for name in _ROLLING_FILES if name not in verify(path)]
         except CheckpointError as error:
             reasons.append(str(error))
         else:
-            return path, reasons
+            if not lacking:
+                return path, reasons
+            reasons.append(f"{path} lacks {', '.join(lacking)}")
     if reasons:
         raise CheckpointError(
             "no rolling checkpoint can be resumed: " + "; ".join(reasons) + f"; remove {rolling} to start at step 0"

@@ -8,7 +8,7 @@ the very same rows again and prove by their hashes that it did.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -190,7 +190,7 @@ def load_rows(
 ) -> Split:
     """Labelled rows for a model that exists: all rows of a file, or the test part of a data set that brings one.
 
-    Nothing is removed and nothing is cut. Labels are matched to the model's classes by name.
+    Nothing is removed and nothing is cut. Labels are matched to the model's classes (`train.labels.match_labels`).
 
     Raises:
         DataError: for anything that cannot be read, or a label that is none of the model's classes.
@@ -230,21 +230,33 @@ def _read(source: str, text_column: str, label_column: str, cache_dir: Path | No
 
 
 def _texts(rows: Rows, text_column: str, label_column: str, where: str) -> list[str]:
-    """The text column, checked: a missing cell or a cell that is no text is named by its row."""
-    for column, cells in ((text_column, rows.texts), (label_column, rows.labels)):
-        missing = [i for i, cell in enumerate(cells) if is_missing(cell)]
-        if missing:
-            raise DataError(
-                f"{where}: column {column!r} is empty in {name_rows(missing)}; fill these rows or delete them"
-            )
-    other = [i for i, cell in enumerate(rows.texts) if not isinstance(cell, str)]
-    if other:
-        raise DataError(
-            f"{where}: column {text_column!r} must hold text, but {name_rows(other, 'holds')} {rows.texts[other[0]]!r}"
-        )
+    """The text column, after every row was seen to have a text and a label."""
     if not rows.texts:
         raise DataError(f"{where}: there are no rows")
-    return list(rows.texts)
+    texts = checked_texts(rows.texts, text_column, where)
+    _require_cells(rows.labels, label_column, where)
+    return texts
+
+
+def checked_texts(cells: Sequence[Any], column: str, where: str) -> list[str]:
+    """The cells of a text column.
+
+    Raises:
+        DataError: for a cell that is missing or no text, naming its row.
+    """
+    _require_cells(cells, column, where)
+    other = [i for i, cell in enumerate(cells) if not isinstance(cell, str)]
+    if other:
+        raise DataError(
+            f"{where}: column {column!r} must hold text, but {name_rows(other, 'holds')} {cells[other[0]]!r}"
+        )
+    return list(cells)
+
+
+def _require_cells(cells: Sequence[Any], column: str, where: str) -> None:
+    missing = [i for i, cell in enumerate(cells) if is_missing(cell)]
+    if missing:
+        raise DataError(f"{where}: column {column!r} is empty in {name_rows(missing)}; fill these rows or delete them")
 
 
 def _every_class_is_trained(pool: Split, own_test: Split | None, names: tuple[str, ...], source: str) -> None:

@@ -8,6 +8,7 @@ trainers do silently, a regression head) is never what was asked for.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from train.errors import DataError
 
+_log = logging.getLogger(__name__)
 # "01" and "007" are codes, not numbers: only the plain decimal form counts as one.
 _NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d*)(?:\.\d+)?\Z")
 
@@ -75,7 +77,9 @@ def name_labels(parts: Mapping[str, Sequence[object]], declared: tuple[str, ...]
 
 
 def match_labels(values: Sequence[object], names: tuple[str, ...], column: str, where: str) -> NDArray[np.int64]:
-    """Map the values of a label column to classes that are already fixed, by name; int64 [rows].
+    """Map the values of a label column to classes that are already fixed; int64 [rows].
+
+    By name; or by class number from 0 where every value is one and no class is named by a number, which is said.
 
     Raises:
         DataError: for a value that names none of them (with the rows, counted from 1).
@@ -83,6 +87,10 @@ def match_labels(values: Sequence[object], names: tuple[str, ...], column: str, 
     position = {name: index for index, name in enumerate(names)}
     cells = [_cell(value) for value in values]
     known = [cell if cell in position else _whole_number(cell) for cell in cells]
+    numbers = {str(index): index for index in range(len(names))}
+    if not any(map(_whole_number, names)) and numbers.keys() >= set(known):
+        position = numbers
+        _log.info("%s: column %r holds numbers of classes: %s", where, column, dict(enumerate(names)))
     unknown = [row for row, cell in enumerate(known) if cell not in position]
     _refuse(unknown, values, column, where, f"one of the classes {', '.join(map(repr, names))}")
     return np.array([position[cell] for cell in known if cell is not None], dtype=np.int64)

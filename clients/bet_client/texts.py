@@ -1,7 +1,7 @@
 """Texts from a file, for the command line: one text a line, or the `text` column of CSV or JSONL.
 
-Read with the standard library as `datasets` reads the same files in training: UTF-8 with or without a byte-order mark,
-any line ends, quoted line breaks and doubled quotes in CSV.
+Read as training reads the same files (`train.sources`): UTF-8 with or without a byte-order mark, any line ends, quoted
+line breaks and doubled quotes in CSV.
 """
 
 from __future__ import annotations
@@ -52,12 +52,20 @@ def _csv(stream: TextIO, path: str) -> Iterator[Any]:
     csv.field_size_limit(2**31 - 1)  # a long text is the server's to refuse, not the reader's
     rows = csv.DictReader(stream, strict=True)
     try:
-        if COLUMN not in (rows.fieldnames or []):
-            raise TextsError(f"{path} has no column {COLUMN!r}, only {rows.fieldnames or []}; name the column so")
+        header = list(rows.fieldnames or [])
+        if COLUMN not in header:
+            raise TextsError(f"{path} has no column {COLUMN!r}, only {header}; name the column so")
+        if header.count(COLUMN) > 1:
+            raise TextsError(f"{path} names {COLUMN!r} more than once in its header; rename the other columns")
         for row in rows:
+            if None in row:  # cells beyond the header: a comma that should have been quoted has cut the text
+                raise TextsError(
+                    f"{path}, line {rows.line_num}: more cells than the header's {len(header)}; put a text that holds "
+                    "a comma in double quotes"
+                )
             yield row[COLUMN]
     except csv.Error as error:
-        raise TextsError(f"{path}, line {rows.line_num}: {error}; mend the quotes there") from error
+        raise TextsError(f"{path}, line {rows.reader.line_num}: {error}; mend the quotes there") from error
 
 
 def _jsonl(stream: TextIO, path: str) -> Iterator[Any]:

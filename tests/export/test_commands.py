@@ -94,8 +94,26 @@ def test_calibration_rows_with_a_label_that_the_model_does_not_know_are_refused(
     rows = tmp_path / "rows.csv"
     rows.write_text("text,label\nfine,positive\nwhat,neutral\n")
     line = refused(capsys, "add", str(tiny_checkpoint), "--repository", str(tmp_path / "m"), "--calibration", str(rows))
-    assert "row 2 is labelled 'neutral'" in line
-    assert "negative, positive" in line
+    assert "one of the classes 'negative', 'positive'; row 2 holds 'neutral'" in line
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("text,label\nfine,positive\nwell,positive\n", "'negative' (0 of 2 rows)"),  # sklearn#29551, #17827
+        ("text,label\nfine,positive\n,negative\n", "column 'text' is empty in row 2"),
+        ("text,label\nfine,positive\nbad,\n", "column 'label' is empty in row 2"),
+        ("text,label\nfine,0.2\nbad,0.7\n", "rows 1 and 2 hold '0.2'"),  # tf#27707
+    ],
+)
+def test_calibration_rows_that_can_say_nothing_are_refused_by_row_or_class(
+    content: str, said: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text(content)
+    line = refused(capsys, "add", str(tiny_checkpoint), "--repository", str(tmp_path / "m"), "--calibration", str(rows))
+    assert said in line
+    assert not (tmp_path / "m").exists()
 
 
 def test_too_few_calibration_rows_send_every_answer_to_review_and_say_how_many_it_takes(tiny_checkpoint: Path) -> None:

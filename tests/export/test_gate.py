@@ -171,6 +171,7 @@ def test_a_tokenizer_step_that_breaks_its_contract_is_refused(
     assert not (tmp_path / "models" / "bet").exists()
 
 
+# tf#17468
 def test_a_nan_on_both_sides_is_no_agreement(
     tiny_checkpoint: Path,
     good_onnx: Path,

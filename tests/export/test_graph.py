@@ -57,6 +57,13 @@ def onnx_file(classifier: ServedClassifier, tmp_path_factory: pytest.TempPathFac
     return path
 
 
+@pytest.fixture(scope="module")
+def torchscript_file(classifier: ServedClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("torchscript") / "model.pt"
+    write_torchscript(classifier, LABELS, path)
+    return path
+
+
 def rows(*lengths: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(2, 200, (sum(lengths),), generator=generator)
@@ -68,6 +75,7 @@ def ask(classifier: ServedClassifier, ids: torch.Tensor, lengths: torch.Tensor) 
         return dict(zip(BET.tensors, (t.numpy() for t in classifier(ids, lengths)), strict=True))
 
 
+# PT#159973
 @pytest.mark.parametrize("lengths", [(5, 0, 9), (5, 300, 9), (0, 0, 7), (64, 65, 1)])
 def test_an_empty_or_over_long_row_leaves_its_neighbours_alone(
     classifier: ServedClassifier, lengths: tuple[int, ...]
@@ -118,17 +126,27 @@ def test_the_reason_says_uncertain_before_unfamiliar() -> None:
     assert accepted["review"][:, 0].tolist() == [bool(t > middle) for t in total]
 
 
-@pytest.mark.parametrize("lengths", [(1,), (2, 17), (64,) * 3, (3, 64, 1, 30, 17, 2, 64), (0,), (100, 5)])
+# PT#170264, #150842, tf#18199
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        (1,),
+        (2, 17),
+        (3, 64, 1, 30, 17, 2, 64),
+        (0,),
+        (100, 5),
+        *((n,) * rows for n in (2, 3, 17, 64) for rows in (1, 7)),
+    ],
+)
 def test_both_files_answer_as_pytorch_at_other_shapes_than_the_example(
-    classifier: ServedClassifier, onnx_file: Path, tmp_path: Path, lengths: tuple[int, ...]
+    classifier: ServedClassifier, onnx_file: Path, torchscript_file: Path, lengths: tuple[int, ...]
 ) -> None:
-    write_torchscript(classifier, LABELS, tmp_path / "model.pt")
     ids, sizes = rows(*lengths, seed=len(lengths))
     expected = ask(classifier, ids, sizes)
     session = open_session(onnx_file, {"intra_op_thread_count": "1"})
     by_onnx = dict(zip(NAMES, session.run(NAMES, {"input_ids": ids.numpy(), "lengths": sizes.numpy()}), strict=True))
     with torch.inference_mode():
-        scripted = dict(zip(NAMES, open_torchscript(tmp_path / "model.pt")(ids, sizes), strict=True))
+        scripted = dict(zip(NAMES, open_torchscript(torchscript_file)(ids, sizes), strict=True))
     for answer in (by_onnx, scripted):
         for name in ("probabilities", "total", "aleatoric", "epistemic", "order_dispersion"):
             np.testing.assert_allclose(np.asarray(answer[name]), expected[name], atol=2e-6)
@@ -149,6 +167,7 @@ def test_the_onnx_file_says_what_it_is(onnx_file: Path) -> None:
     assert isinstance(shapes["label"][0], str)
 
 
+# server#8001, ORT#14932
 @pytest.mark.parametrize(
     ("ir_version", "opset", "named"), [(99, 18, "IR version 99"), (10, 26, "opset 26"), (10, 17, "opset 17")]
 )
@@ -161,6 +180,7 @@ def test_a_file_that_the_oldest_server_cannot_load_is_refused_naming_both(
         check_loadable(model)
 
 
+# onnx#3753, ORT#5549: dropout that is asked for while answering is refused, never a variation of zero
 @pytest.mark.parametrize("operator", ["RandomNormalLike", "Bernoulli", "Dropout"])
 def test_a_graph_that_draws_random_numbers_is_refused(operator: str) -> None:
     inputs = ["x", "ratio", "training"] if operator == "Dropout" else ["x"]
@@ -175,9 +195,8 @@ def test_a_random_operator_is_found_inside_a_branch() -> None:
         check_deterministic(_graph(branch, 18))
 
 
-def test_no_device_of_the_exporting_machine_remains_in_the_trace(classifier: ServedClassifier, tmp_path: Path) -> None:
-    write_torchscript(classifier, LABELS, tmp_path / "model.pt")
-    graph = open_torchscript(tmp_path / "model.pt").inlined_graph
+def test_no_device_of_the_exporting_machine_remains_in_the_trace(torchscript_file: Path) -> None:
+    graph = open_torchscript(torchscript_file).inlined_graph
     used = {
         str(node.output().toIValue())
         for node in graph.nodes()

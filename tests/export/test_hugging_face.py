@@ -52,6 +52,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def staged_of(made: Callable[[str], Path]) -> Callable[[str], StagedVersion]:
+    """A family's version as it would be served, written once."""
+    found: dict[str, StagedVersion] = {}
+
+    def of(family: str) -> StagedVersion:
+        if family not in found:
+            found[family] = stage(made(family), family, made(family) / "staged")
+        return found[family]
+
+    return of
+
+
 @pytest.fixture(autouse=True)
 def reports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -74,12 +87,10 @@ def stage(folder: Path, family: str, to: Path) -> StagedVersion:
 
 @pytest.mark.parametrize("family", SERVED)
 def test_every_family_answers_as_in_pytorch_alone_joined_and_filled(
-    family: str, made: Callable[[str], Path], tmp_path: Path
+    family: str, staged_of: Callable[[str], StagedVersion]
 ) -> None:
-    folder = made(family)
-    version = stage(folder, family, tmp_path / "staged")
-    files = RowFiles(calibration=folder / "rows.csv")
-    parity = in_process_parity(version, gate_texts(version.checkpoint, files, 42))
+    version = staged_of(family)
+    parity = in_process_parity(version, gate_texts(version.checkpoint, version.files, 42))
     report = Report("add")
     parity.add_to(report)
     assert report.holds, report.table()
@@ -124,9 +135,9 @@ def test_a_users_special_tokens_are_plain_text(family: str, made: Callable[[str]
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
 def test_an_empty_and_an_over_long_row_leave_their_neighbours_alone(
-    family: str, made: Callable[[str], Path], tmp_path: Path
+    family: str, staged_of: Callable[[str], StagedVersion]
 ) -> None:
-    version = stage(made(family), family, tmp_path / "staged")
+    version = staged_of(family)
     execute = onnx_executor(open_session(version.onnx, {}))
     one, other = version.checkpoint.encoder.encode(TEXTS[3:5])
     rows = [one, np.empty(0, np.int64), np.tile(one, 9), other]
@@ -266,14 +277,7 @@ def test_class_numbers_in_the_rows_mean_the_classes(made: Callable[[str], Path],
     assert checkpoint.calibrate(RowFiles(calibration=tmp_path / "numbers.csv"), 59) == by_name
 
 
-def test_a_checkpoint_in_bfloat16_is_served_in_float32_and_says_so(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "model", "bert")
-    AutoModelForSequenceClassification.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
-    checkpoint = load(tmp_path, "bert")
-    assert {parameter.dtype for parameter in checkpoint.model.parameters()} == {torch.float32}
-    assert checkpoint.record(RowFiles())["training"] == {"dtype": "bfloat16", "served": "float32"}
-
-
+# tf#3093, #20773, #28589, fastai#3945
 def test_twelve_classes_are_named_by_their_numbers_whatever_the_order_of_the_file(tmp_path: Path) -> None:
     names = tuple(f"class {chr(ord('l') - i)}" for i in range(12))
     folder = write_folder(tmp_path / "model", "bert", labels=names)

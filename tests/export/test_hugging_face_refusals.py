@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,22 @@ def reports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_folder(tmp_path / "model")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good folder `model` and its rows, made once; each test spoils a copy."""
+    folder = tmp_path_factory.mktemp("made")
+    write_rows(write_folder(folder / "model"), folder / "rows.csv")
+    return folder
 
 
 @pytest.fixture
-def rows(folder: Path, tmp_path: Path) -> Path:
-    return write_rows(folder, tmp_path / "rows.csv")
+def folder(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made / "model", tmp_path / "model")
+
+
+@pytest.fixture
+def rows(made: Path) -> Path:
+    return made / "rows.csv"
 
 
 @pytest.fixture
@@ -66,6 +75,7 @@ def test_without_calibration_rows_nothing_could_be_proven(folder: Path, refused:
     assert "--calibration FILE" in refused(folder)
 
 
+# peft#2369, optimum#2075
 def test_a_body_without_its_head_is_named(folder: Path, rows: Path, refused: Callable[..., str]) -> None:
     AutoModel.from_pretrained(folder).save_pretrained(folder)
     line = refused(folder, "--calibration", str(rows))
@@ -100,9 +110,14 @@ def test_two_weight_files_that_differ(folder: Path, rows: Path, refused: Callabl
     assert "holds no model.safetensors" in refused(folder, "--calibration", str(rows))
 
 
+def test_two_sets_of_weights_that_cannot_both_be_meant(folder: Path, rows: Path, refused: Callable[..., str]) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
+    assert "keep those that were evaluated" in refused(folder, "--calibration", str(rows))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [
+    [  # the label maps: tf#3093, #20773, #28589, fastai#3945
         ({"id2label": {"0": "a", "1": "b", "3": "c"}}, r"leaves gaps"),
         ({"id2label": {"1": "a", "2": "b", "3": "c"}}, r"leaves gaps"),
         ({"id2label": {"anger": "0"}}, "does not map numbers and names"),
@@ -193,12 +208,26 @@ def test_too_few_rows_of_the_other_heads(folder: Path, tmp_path: Path, refused: 
     )
 
 
-def test_a_class_without_rows_is_named(folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+# sklearn#29551, #17827, datasets#5532, mteb#519
+@pytest.mark.parametrize(("rows", "said"), [(0, "0 of 79"), (1, "1 of 80")])
+def test_a_class_with_too_few_rows_is_named_with_their_number(
+    rows: int, said: str, folder: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    few = tmp_path / "few.csv"
+    labels = [LABELS[i % 2] for i in range(79)] + [LABELS[2]] * rows
+    with few.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *zip(TEXTS, labels, strict=False)])
+    line = refused(folder, "--calibration", str(few))
+    assert f"'neither' ({said} rows)" in line
+    assert "'anger'" not in line
+
+
+def test_classes_without_rows_are_all_named(folder: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     one = tmp_path / "one.csv"
     with one.open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *((text, LABELS[1]) for text in TEXTS)])
     line = refused(folder, "--calibration", str(one))
-    assert "'anger', 'neither'" in line
+    assert "'anger' (0 of 240 rows), 'neither' (0 of 240 rows)" in line
 
 
 @pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification", "regression"])
@@ -220,6 +249,7 @@ def test_a_limit_at_which_the_model_fails(tmp_path: Path, refused: Callable[...,
     assert "fails on texts of up to 42 tokens" in refused(folder, "--calibration", str(rows))
 
 
+# tf#17468
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers(value: float, folder: Path, rows: Path, refused: Callable[..., str]) -> None:
     change_weights(folder, lambda weights: weights["classifier.bias"].fill_(value))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bet_client import Client
 from tiny_hugging_face import LABELS, TEXTS, write_folder, write_rows
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 
 import serve
 from export import versions
@@ -75,6 +78,7 @@ def test_answers_are_the_models_and_what_it_cannot_say_is_none(theirs: Path) -> 
     with serve.start(theirs / "models", timeout=120) as server, Client(server.grpc_url, model="theirs") as client:
         answers = [client.predict(text, diagnostics=True) for text in texts]
         together = client.predict_many(texts)
+        refusal = asked_for(server, "epistemic")
     for i, answer in enumerate(answers):
         assert answer.label == right.label[i] == together[i].label
         assert list(answer.probabilities.values()) == pytest.approx(right.probabilities[i].tolist(), abs=1e-4)
@@ -85,8 +89,22 @@ def test_answers_are_the_models_and_what_it_cannot_say_is_none(theirs: Path) -> 
         )
         assert answer.aleatoric is answer.epistemic is None
     assert {answer.review for answer in answers} == {True, False}
+    # onnx#3753, ORT#5549: what dropout would say of a softmax is an error, never zero
+    assert "unexpected inference output 'epistemic'" in refusal
     assert [answer.truncated for answer in answers[-2:]] == [False, True]
     assert answers[0].tokens == len(checkpoint.encoder.encode(texts[:1])[0])
+
+
+def asked_for(server: serve.Server, output: str) -> str:
+    """What Triton says to a request for one output, by NVIDIA's own client."""
+    text = grpc.InferInput("text", [1, 1], "BYTES")
+    text.set_data_from_numpy(np.array([[b"fine"]], dtype=np.object_))
+    with (
+        grpc.InferenceServerClient(server.grpc_url) as client,
+        pytest.raises(InferenceServerException) as refused,
+    ):
+        client.infer("theirs", [text], outputs=[grpc.InferRequestedOutput(output)])
+    return str(refused.value.message())
 
 
 def test_a_roberta_goes_the_whole_way(tmp_path: Path) -> None:

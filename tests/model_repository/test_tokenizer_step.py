@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,6 +53,7 @@ def served_ids(step: Step, text: str) -> list[int]:
     return answer["input_ids"][0].tolist()
 
 
+# sentencepiece#629, #331
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_gets_the_ids_of_training(step: Step, ids_in_training: Any, text: str) -> None:
     assert served_ids(step, text) == ids_in_training([text])[0].tolist()
@@ -62,6 +65,7 @@ def test_any_text_gets_the_ids_of_training(step: Step, ids_in_training: Any, tex
     assert served_ids(step, text) == ids_in_training([text])[0].tolist()
 
 
+# tf#17551
 @pytest.mark.parametrize("characters", [39, 40, 41, 99, 100, 101, 5000])
 def test_words_of_any_length_get_the_ids_of_training(step: Step, ids_in_training: Any, characters: int) -> None:
     text = f"good {'x' * characters} bad"
@@ -78,6 +82,7 @@ def test_a_long_text_keeps_its_head_and_its_tail_and_says_so(step: Step, ids_in_
     assert answer["tokens"].dtype == np.int32
 
 
+# tf#38417
 def test_a_text_without_a_token_becomes_the_unknown_one_and_not_an_empty_row(step: Step) -> None:
     assert served_ids(step, "\u200b") == [UNK_ID]
 
@@ -134,6 +139,7 @@ def test_a_text_that_cannot_be_read_is_the_senders_fault_and_named(
     assert said in str(refused.value.message())
 
 
+# tf#38417
 def test_a_bad_request_does_not_harm_those_that_it_is_joined_with(step: Step, ids_in_training: Any) -> None:
     good = [f"a good text, number {i}" for i in range(60)]
     expected = ids_in_training(good)
@@ -142,6 +148,43 @@ def test_a_bad_request_does_not_harm_those_that_it_is_joined_with(step: Step, id
         answers = list(pool.map(lambda text: served_ids(step, text), good))
         assert all(isinstance(future.exception(), InferenceServerException) for future in bad)
     assert answers == [ids.tolist() for ids in expected]
+
+
+MILLION = base64.b64encode(bytes(range(256)) * 3_000)  # 1 MB
+STALLING = {  # text, and whether it is short enough to be read at all
+    "200,000 of one character": (b"a" * 200_000, False),
+    "1 MB of base64": (MILLION, False),
+    "the longest of one character": (b"a" * 65_536, True),
+    "the longest of base64": (MILLION[:65_536], True),
+    "the longest without a letter": (b"." * 65_536, True),
+}
+
+
+def test_texts_made_to_stall_are_refused_unread_or_answered_and_hold_nobody_up(step: Step) -> None:
+    # tiktoken#195
+    def answered(text: bytes, read: bool) -> None:
+        if read:
+            assert step([text], "bet")["truncated"].size == 1
+            return
+        with pytest.raises(InferenceServerException) as refused:
+            step([text], "bet")
+        assert f"{len(text)} bytes and at most 65536 are read" in str(refused.value.message())
+
+    def milliseconds(number: int) -> float:
+        started = time.perf_counter()
+        step([b"a normal review, number %d" % number], "bet")
+        return 1000 * (time.perf_counter() - started)
+
+    def p99(pool: ThreadPoolExecutor) -> float:
+        return float(np.quantile(list(pool.map(milliseconds, range(300))), 0.99))
+
+    with ThreadPoolExecutor(4) as normal, ThreadPoolExecutor(2) as stalling:
+        alone = p99(normal)
+        sent = [stalling.submit(answered, *STALLING[name]) for _ in range(6) for name in STALLING]
+        beside = p99(normal)
+        for future in sent:
+            future.result()
+    assert beside <= max(500.0, 10 * alone)  # the second where the machine itself is busy
 
 
 @pytest.mark.parametrize("shape", [[0, 1], [1, 0]])
@@ -191,6 +234,7 @@ def altered_with_its_hash(version: Path) -> None:
     (version / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
+# tf#45812, #45701
 @pytest.mark.parametrize(
     ("alter", "said"),
     [

@@ -118,6 +118,7 @@ def test_a_text_column_of_numbers_is_refused(tmp_path: Path) -> None:
         load_corpus(str(tmp_path / "a.parquet"), cache_dir=tmp_path / "cache")
 
 
+# happy-transformer#248
 def test_scores_are_refused_and_never_become_a_regression(tmp_path: Path) -> None:
     texts, _ = _rows(2, 30)
     with pytest.raises(DataError, match="classes, not scores"):
@@ -135,6 +136,7 @@ def test_contradictory_texts_are_dropped_reported_and_recorded(
     assert "2 rows dropped: their texts occur with different labels (rows 81 and 82)" in caplog.text
 
 
+# datasets#5532, mteb#519
 def test_a_class_with_one_row_is_named_with_its_count(tmp_path: Path) -> None:
     texts, labels = _rows(2, 40)
     with pytest.raises(DataError, match=r"every class needs 20 different texts .* but 'lonely' has 1"):
@@ -170,6 +172,7 @@ def test_a_data_set_keeps_its_test_part_and_trains_on_none_of_its_texts(tmp_path
     assert corpus.label_names == ("neg", "pos")
 
 
+# tf#27707
 def test_a_label_that_only_the_test_part_has_is_refused_before_training(tmp_path: Path) -> None:
     folder = tmp_path / "d"
     folder.mkdir()

@@ -82,12 +82,15 @@ def test_an_impossible_budget_is_refused_with_its_value(budget: float) -> None:
         learn_then_test(np.ones(9), np.ones(9, bool), np.ones(9, bool), max_error=budget, confidence=0.95, highest=1)
 
 
-@pytest.mark.parametrize("n", range(5, 201))
-def test_the_conformal_rank_is_the_ceiling_of_the_corrected_level(n: int) -> None:
-    scores = np.arange(1, n + 1) / 1000
-    rank = -(-(n + 1) * 95 // 100)  # in whole numbers
-    expected = 1.0 if rank > n else rank / 1000
-    assert conformal_threshold(scores, 0.95) == pytest.approx(expected)
+@pytest.mark.parametrize("percent", [80, 90, 95, 99])
+def test_the_conformal_rank_is_the_ceiling_of_the_corrected_level(percent: int) -> None:
+    # MAPIE#452, #973, crepes#50
+    for n in range(5, 201):
+        scores = np.arange(1, n + 1) / 1000
+        rank = -(-(n + 1) * percent // 100)  # in whole numbers
+        expected = 1.0 if rank > n else rank / 1000
+        assert conformal_threshold(scores, percent / 100) == pytest.approx(expected), n
+    assert conformal_threshold(np.arange(1, 20) / 1000, 0.95) == 19 / 1000
 
 
 def calibration(rows: int, seed: int = 0) -> Calibration:

@@ -11,6 +11,7 @@ from train.errors import DataError
 from train.labels import is_missing, match_labels, name_labels, name_rows
 
 
+# tf#27707, happy-transformer#248
 @pytest.mark.parametrize(
     ("values", "names", "ids"),
     [

@@ -32,7 +32,7 @@ def answers(draw: st.DrawFn) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def test_confidence_one_belongs_to_the_last_bin_of_equal_width() -> None:
-    # torchmetrics 3510: an extra bin for 1.0 gives .347
+    # torchmetrics#3510: an extra bin for 1.0 gives .347
     p, y = _binary([0.96, 1.0, 1.0], [True, False, True])
     assert metrics.ece(p, y, bins=10, equal_width=True) == pytest.approx(0.320)
 
@@ -70,6 +70,17 @@ def test_scores_of_any_answers_are_finite_and_in_their_ranges(
     assert (metrics.entropy(p) >= -1e-12).all()
     assert (metrics.entropy(p) <= math.log(p.shape[1]) + 1e-9).all()
     assert metrics.accuracy(p, y) == pytest.approx(1 - float((~metrics.correct(p, y)).mean()))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("equal_width", [True, False])
+def test_confidences_of_zero_and_one_have_a_calibration_error(dtype: type, equal_width: bool) -> None:
+    # torchmetrics#1646: logits of ±40
+    logits = np.array([[40, -40], [-40, 40], [40, -40], [0, 0]], dtype=dtype)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    right = (3 * abs(1 - 2 / 3) + abs(0.5 - 1)) / 4
+    assert metrics.ece(p, np.array([0, 1, 1, 0]), bins=10, equal_width=equal_width) == pytest.approx(right)
 
 
 def test_logits_of_forty_make_no_infinity() -> None:

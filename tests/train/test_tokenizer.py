@@ -120,7 +120,7 @@ def test_a_word_longer_than_forty_characters_is_one_unknown(tokenizer: Tokenizer
 
 
 def test_processes_forked_after_tokenising_finish() -> None:
-    # Megatron-Bridge 5328: the library's threads, then a fork, used to wait for each other for ever.
+    # Megatron-Bridge#5328: the library's threads, then a fork, used to wait for each other for ever.
     script = (
         "import datasets, train.tokenizer as t\n"
         "k = t.train_tokenizer(['a good film', 'a bad film'] * 20, 200)\n"
