@@ -9,6 +9,7 @@ compared, and says what it cost.
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import time
 from collections.abc import Sequence
@@ -93,8 +94,8 @@ async def _run(ports: Sequence[int], requests: Sequence[bytes], callers: int, se
     loop = asyncio.get_running_loop()
     run = _Run(requests, time.perf_counter(), warm_up + seconds, callers)
     for index in range(callers):
-        caller = _Caller(run, index * len(requests) // callers)
-        await loop.create_connection(lambda caller=caller: caller, "127.0.0.1", ports[index % len(ports)])
+        connect = functools.partial(_Caller, run, index * len(requests) // callers)
+        await loop.create_connection(connect, "127.0.0.1", ports[index % len(ports)])
     run.begin = time.perf_counter()
     for caller in run.callers:
         caller.ask()

@@ -22,8 +22,8 @@ from benchmarks.closed_loop import run_closed_loop
 from benchmarks.compare_settings import CompareSettings
 from benchmarks.errors import PeerError, ServerError
 from benchmarks.peers.environment import installed_versions
-from benchmarks.peers.reference import Reference, RightAnswers, exact_texts, read_labelled, temperature_of
-from benchmarks.peers.systems import PEERS, Peer, Running, Setting, ours, peer
+from benchmarks.peers.reference import Exported, Reference, RightAnswers, exact_texts, read_labelled
+from benchmarks.peers.systems import PEERS, Peer, Running, Setting, in_process_rate, ours, peer
 from serve import ServeError
 
 Say = Callable[[str], None]
@@ -41,7 +41,7 @@ class Cell:
         wrong: answers that are missing, failed, or not PyTorch's; `faults` describes the first.
         largest_difference: of a probability to PyTorch's.
         generator_cpu, server_cpu: processors that were busy with asking and with answering.
-        machine_cpu: processors that were busy at all; more than the two above is somebody else's work.
+        other_cpu: processors that were busy with somebody else's work.
     """
 
     system: str
@@ -55,7 +55,7 @@ class Cell:
     largest_difference: float
     generator_cpu: float
     server_cpu: float
-    machine_cpu: float
+    other_cpu: float
 
     @property
     def throughput(self) -> float:
@@ -75,11 +75,16 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that was measured."""
+    """Everything that was measured.
+
+    Attributes:
+        tried: the short runs in which each peer's settings were chosen.
+        in_process: texts/s of each peer without HTTP, by length.
+    """
 
     cells: tuple[Cell, ...]
-    chosen: dict[str, dict[int, str]]
     tried: tuple[Cell, ...]
+    in_process: dict[str, dict[int, float]]
     accuracy: Accuracy | None
     versions: dict[str, str]
 
@@ -105,14 +110,14 @@ def compare(settings: CompareSettings, texts: Sequence[str], python: Path, held_
         BenchmarkError: if the checkpoint cannot be compared, or a system does not start.
     """
     try:
-        temperature = temperature_of(settings.repository, settings.model)
-        reference = Reference(settings.checkpoint)
+        exported = Exported.read(settings.repository, settings.model)
+        reference = Reference(settings.checkpoint, exported)
         say("asking PyTorch for the right answers")
         questions = {
             length: _questions(
                 reference,
                 exact_texts(reference.tokenizer, texts, length, settings.texts),
-                temperature,
+                exported.temperature,
             )
             for length in settings.lengths
         }
@@ -129,12 +134,13 @@ def compare(settings: CompareSettings, texts: Sequence[str], python: Path, held_
             first = (number - 1) % len(systems)
             for each in (*systems[first:], *systems[:first]):
                 cells += comparison.turn(each, best[each.name] if each else {}, number)
+        in_process = {system.name: comparison.in_process(system, best[system.name]) for system in PEERS}
     except ServeError as error:
         raise ServerError(str(error)) from error
     return Outcome(
         tuple(cells),
-        {name: {n: str(setting) for n, setting in by_length.items()} for name, by_length in best.items()},
         tuple(tried),
+        in_process,
         accuracy,
         installed_versions(python),
     )
@@ -180,6 +186,18 @@ class _Comparison:
                         )
                         yield cell
 
+    def in_process(self, system: Peer, chosen: dict[int, Setting]) -> dict[int, float]:
+        """Texts per second of a peer without HTTP, by length."""
+        rates = {}
+        for length, setting in chosen.items():
+            texts = self.questions[length].texts
+            seconds = min(_CHOOSING_SECONDS, self.settings.seconds)
+            rates[length] = in_process_rate(
+                system, setting, self.python, self.settings.checkpoint, texts=texts, seconds=seconds
+            )
+            self.say(f"in process: {system.name} {setting} at {length} tokens: {rates[length]:.1f} texts/s")
+        return rates
+
     def _ask(self, running: Running, length: int, number: int, seconds: float) -> Cell:
         questions = self.questions[length]
         requests = [running.request(text) for text in questions.texts]
@@ -215,7 +233,7 @@ class _Comparison:
             largest_difference=largest,
             generator_cpu=loop.generator_cpu,
             server_cpu=spent / loop.elapsed,
-            machine_cpu=busy / loop.elapsed,
+            other_cpu=max(0.0, busy / loop.elapsed - spent / loop.elapsed - loop.generator_cpu),
         )
 
 

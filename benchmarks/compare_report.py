@@ -57,6 +57,7 @@ def judge(settings: CompareSettings, outcome: Outcome) -> Report:
             report.add(f"ratio_{system.name}_{length}", ratio(outcome.cells, system.name, length).median, "", AHEAD)
     asked = sum(len(cell.latencies) + cell.wrong for cell in outcome.cells)
     report.add("error_rate", sum(cell.wrong for cell in outcome.cells) / asked, "", "<= 0")
+    report.add("other_load", statistics.median(cell.other_cpu for cell in outcome.cells), "processors")
     if outcome.accuracy is not None:
         report.add("accuracy_served", outcome.accuracy.served)
         report.add("accuracy_pytorch", outcome.accuracy.pytorch)
@@ -73,7 +74,7 @@ def judge(settings: CompareSettings, outcome: Outcome) -> Report:
             for system in PEERS
             for length in settings.lengths
         },
-        "chosen": outcome.chosen,
+        "in_process": outcome.in_process,
         "tried": [
             {"system": c.system, "setting": c.setting, "length": c.length, "throughput": c.throughput}
             for c in outcome.tried
@@ -106,7 +107,7 @@ def rows(settings: CompareSettings, outcome: Outcome) -> list[dict[str, Any]]:
                     "largest_difference": max(cell.largest_difference for cell in cells),
                     "generator_cpu": statistics.median(cell.generator_cpu for cell in cells),
                     "server_cpu": statistics.median(cell.server_cpu for cell in cells),
-                    "machine_cpu": statistics.median(cell.machine_cpu for cell in cells),
+                    "other_cpu": statistics.median(cell.other_cpu for cell in cells),
                     "server_cpu_ms_per_request": statistics.median(
                         1000 * cell.server_cpu / cell.throughput for cell in cells
                     ),
@@ -118,7 +119,7 @@ def rows(settings: CompareSettings, outcome: Outcome) -> list[dict[str, Any]]:
 def table(settings: CompareSettings, outcome: Outcome) -> str:
     """The same as text, with the ratio of ours to each peer."""
     head = ("tokens", "system", "processes × threads", "requests/s (rounds)", "ours/peer (rounds)")
-    lines = [(*head, "p50", "p95", "p99 ms", "cpu ms/request", "generator")]
+    lines = [(*head, "in process", "p50", "p95", "p99 ms", "cpu ms/request", "generator")]
     for row in rows(settings, outcome):
         rate = Spread(**row["throughput"])
         ours = "" if row["system"] == OURS else str(ratio(outcome.cells, row["system"], row["length"]))
@@ -129,12 +130,13 @@ def table(settings: CompareSettings, outcome: Outcome) -> str:
                 row["setting"],
                 str(rate),
                 ours,
+                "" if row["system"] == OURS else f"{outcome.in_process[row['system']][row['length']]:.3g}",
                 *(f"{row[f'latency_{p}'] or 0:.0f}" for p in ("p50", "p95", "p99")),
                 f"{row['server_cpu_ms_per_request']:.1f}",
                 f"{100 * row['generator_cpu']:.0f} %",
             )
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head) + 5)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )

@@ -18,6 +18,43 @@ from benchmarks.errors import TextsError, UsageError
 from serve.repository import read_repository
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What the manifest of a served version says, as far as PyTorch must do the same.
+
+    Attributes:
+        temperature: by which logits are divided.
+        max_length, head_length: a text of more tokens keeps its first `head_length` and its last ones.
+    """
+
+    temperature: float
+    max_length: int
+    head_length: int
+
+    @classmethod
+    def read(cls, repository: Path, model: str) -> Exported:
+        """Of the version that the ensemble `model` pins.
+
+        Raises:
+            UsageError: if that version is no calibrated softmax, as an export of a Hugging Face folder is.
+            RepositoryError: of `serve`, if there is no such ensemble or version.
+        """
+        content = read_repository(repository)
+        content.servable([model])
+        for step in content.models[model].steps:
+            path = content.models[step.model].folder / str(step.version) / "manifest.json"
+            if path.exists():
+                manifest = json.loads(path.read_text(encoding="utf-8"))
+                temperature = manifest.get("calibration", {}).get("temperature")
+                if temperature is not None:
+                    cut = manifest["tokenizer"]
+                    return cls(float(temperature), cut["max_length"], cut["head_length"])
+        raise UsageError(
+            f"{model!r} in {repository} has no temperature; compare an export of the Hugging Face folder, made by "
+            f"`python -m export add DIR --name {model}`"
+        )
+
+
 class Reference:
     """A Hugging Face folder with a single-label head.
 
@@ -28,7 +65,7 @@ class Reference:
         UsageError: if the folder holds no such model.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, exported: Exported) -> None:
         if not (checkpoint / "config.json").is_file() or not (checkpoint / "tokenizer.json").is_file():
             raise UsageError(f"{checkpoint} holds no config.json and tokenizer.json; give a Hugging Face folder")
         self._model = AutoModelForSequenceClassification.from_pretrained(checkpoint, dtype=torch.float32).eval()
@@ -39,16 +76,16 @@ class Reference:
         self.tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        self._limit: int = config.max_position_embeddings
+        self._exported = exported
 
     def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """[texts, classes], each text cut behind the last position that the model has."""
-        rows = []
+        """[texts, classes], each text cut as the served version cuts it."""
+        rows, limit, head = [], self._exported.max_length, self._exported.head_length
         with torch.inference_mode():
             for text in texts:
                 ids = self.tokenizer.encode(text).ids
-                if len(ids) > self._limit:
-                    ids = ids[: self._limit - 1] + ids[-1:]
+                if len(ids) > limit:
+                    ids = ids[:head] + ids[len(ids) - (limit - head) :]
                 rows.append(self._model(input_ids=torch.tensor([ids])).logits[0].double().numpy())
         return np.stack(rows)
 
@@ -87,27 +124,6 @@ class RightAnswers:
         """The right answer in words."""
         best = int(self.probabilities[text].argmax())
         return f"{self.labels[best]} {self.probabilities[text, best]:.4f}"
-
-
-def temperature_of(repository: Path, model: str) -> float:
-    """The temperature in the manifest of the version that the ensemble `model` pins.
-
-    Raises:
-        UsageError: if that version is no calibrated softmax, as an export of a Hugging Face folder is.
-        RepositoryError: of `serve`, if there is no such ensemble or version.
-    """
-    content = read_repository(repository)
-    content.servable([model])
-    for step in content.models[model].steps:
-        manifest = content.models[step.model].folder / str(step.version) / "manifest.json"
-        if manifest.exists():
-            temperature = json.loads(manifest.read_text(encoding="utf-8")).get("calibration", {}).get("temperature")
-            if temperature is not None:
-                return float(temperature)
-    raise UsageError(
-        f"{model!r} in {repository} has no temperature; compare an export of the Hugging Face folder, made by "
-        f"`python -m export add DIR --name {model}`"
-    )
 
 
 def exact_texts(tokenizer: Tokenizer, texts: Sequence[str], tokens: int, count: int) -> list[str]:

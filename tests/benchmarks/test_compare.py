@@ -12,19 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_hugging_face
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from benchmarks.__main__ import main
 from benchmarks.closed_loop import http_post, run_closed_loop
-from benchmarks.compare import Cell, Outcome, choose
+from benchmarks.compare import Cell, Outcome, choose, compare
 from benchmarks.compare_report import judge, ratio, table
 from benchmarks.compare_settings import CompareSettings
 from benchmarks.errors import PeerError, TextsError, UsageError
 from benchmarks.peers.environment import REQUIREMENTS, peer_python
 from benchmarks.peers.reference import RightAnswers, exact_texts, read_labelled
 from benchmarks.peers.systems import OURS, PEERS, Peer, Setting, peer
+from export.add import AddOptions, add
+from export.rows import RowFiles
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 class _Echo(BaseHTTPRequestHandler):
@@ -109,7 +112,7 @@ def test_callers_are_spread_evenly_over_the_processes_of_a_peer() -> None:
 
 
 def _cell(system: str, length: int, number: int, rate: int, *, setting: str = "", wrong: int = 0) -> Cell:
-    return Cell(system, setting, length, number, 1.0, (5.0,) * rate, wrong, ("off",) * wrong, 1e-7, 0.1, 1.8, 2.0)
+    return Cell(system, setting, length, number, 1.0, (5.0,) * rate, wrong, ("off",) * wrong, 1e-7, 0.1, 1.8, 0.0)
 
 
 def _outcome(rates: dict[str, tuple[int, ...]], wrong: int = 0) -> Outcome:
@@ -118,7 +121,8 @@ def _outcome(rates: dict[str, tuple[int, ...]], wrong: int = 0) -> Outcome:
         for system, of in rates.items()
         for number, rate in enumerate(of, start=1)
     ]
-    return Outcome(tuple(cells), {}, (), None, {})
+    in_process = {"fastapi": {16: 101.0}, "optimum": {16: 102.0}}
+    return Outcome(tuple(cells), (), in_process, None, {})
 
 
 def _settings(tmp_path: Path, **more: Any) -> CompareSettings:
@@ -207,9 +211,9 @@ def test_an_environment_that_cannot_be_made_says_why_and_is_not_taken_for_ready(
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("no-such-distribution==1.0\n", encoding="utf-8")
-    for _ in range(2):
-        with pytest.raises(PeerError, match="no-such-distribution"):
-            peer_python(tmp_path, requirements)
+    with pytest.raises(PeerError, match="no-such-distribution"):
+        peer_python(tmp_path, requirements)
+    assert not list(tmp_path.rglob("ready"))
 
 
 def test_every_requirement_of_the_peers_is_pinned() -> None:
@@ -221,6 +225,32 @@ def test_every_requirement_of_the_peers_is_pinned() -> None:
         assert not any(
             name in source for name in ("import benchmarks", "from benchmarks", "bet_client", "import serve")
         )
+
+
+@pytest.mark.heavy
+def test_the_whole_comparison_of_a_tiny_folder(tmp_path: Path) -> None:
+    """Real servers, all of them: the peers' environment is that of the command, made where it is missing."""
+    checkpoint = tiny_hugging_face.write_folder(tmp_path / "model")
+    rows = tiny_hugging_face.write_rows(checkpoint, tmp_path / "rows.csv")
+    repository = tmp_path / "repository"
+    added = add(AddOptions(checkpoint, "tiny", repository, RowFiles(calibration=rows), max_error=0.5, gate_texts=8))
+    assert added.version == 1, added.report.table()
+    settings = CompareSettings(
+        "tiny", checkpoint, repository, lengths=(8, 20), callers=4, seconds=1.0, warm_up=0.3, rounds=2
+    )
+    said: list[str] = []
+    outcome = compare(settings, tiny_hugging_face.TEXTS, peer_python(ROOT / "build" / "peers"), rows, said.append)
+    report = judge(settings, outcome)
+    checks = {check.name: check for check in report.checks}
+    assert len(outcome.cells) == 2 * 2 * 3
+    assert checks["error_rate"].holds, report.details["faults"]
+    assert checks["accuracy_differs"].holds
+    assert all(row["largest_difference"] < 1e-3 for row in report.details["table"])
+    assert {check.name for check in report.checks if check.name.startswith("ratio_")} == {
+        f"ratio_{name}_{length}" for name in ("fastapi", "optimum") for length in (8, 20)
+    }
+    assert outcome.versions["optimum-onnx"]
+    assert json.loads(report.write(tmp_path).read_text(encoding="utf-8"))["in_process"]["optimum"]["20"] > 0
 
 
 def test_a_peer_that_ends_while_starting_is_named_with_its_last_words(tmp_path: Path) -> None:
