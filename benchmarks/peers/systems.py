@@ -1,0 +1,259 @@
+"""The systems that are compared, each started for one turn and stopped after it: two cores carry one at a time.
+
+Another peer is a file beside this one, with a FastAPI application or whatever starts it, and an entry in `PEERS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from bet_client import BetClientError
+from bet_client.contract import read_contract
+from bet_client.deadline import Deadline
+from bet_client.settings import DEFAULT_MAX_ROWS, check_settings
+from bet_client.transport import open_transport
+from bet_client.wire import HEADER_LENGTH, Infer, ReadConfig, encode_text, http_reply, http_request
+
+import serve
+from benchmarks.closed_loop import Exchange, http_post
+from benchmarks.errors import PeerError
+
+OURS = "ours"
+_HERE = Path(__file__).parent
+_START_SECONDS = 180.0
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a peer is run: so many processes, each with so many threads for its model."""
+
+    workers: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.workers} × {self.threads}"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A system beside ours.
+
+    Attributes:
+        name: in the names of checks.
+        application: a file in this folder, whose `app` answers POST /predict as FastAPI's applications do here.
+        settings: the ones to choose the best from.
+    """
+
+    name: str
+    application: str
+    settings: tuple[Setting, ...]
+
+
+def _settings(processors: int) -> tuple[Setting, ...]:
+    """A process for each processor, or one process with all of them."""
+    return tuple(dict.fromkeys((Setting(processors, 1), Setting(1, processors))))
+
+
+PEERS = tuple(
+    Peer(name, application, _settings(len(os.sched_getaffinity(0))))
+    for name, application in (("fastapi", "fastapi_transformers"), ("optimum", "fastapi_optimum"))
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The most probable label and its probability."""
+
+    label: str
+    probability: float
+
+    def __str__(self) -> str:
+        return f"{self.label} {self.probability:.4f}"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A system that answers.
+
+    Attributes:
+        name, setting: which, and how it is run.
+        calibrated: whether its probabilities are those of the logits divided by the fitted temperature.
+        ports: one for each of its processes that accept connections.
+        roots: the process ids it was started with; their children belong to it.
+        request: the bytes that ask for one text.
+        read: the answer in an exchange; raises `ValueError` for one that cannot be read.
+    """
+
+    name: str
+    setting: str
+    calibrated: bool
+    ports: tuple[int, ...]
+    roots: tuple[int, ...]
+    request: Callable[[str], bytes]
+    read: Callable[[Exchange], Answer]
+
+    def processor_seconds(self) -> float:
+        """Processor time of all its processes so far."""
+        total = 0.0
+        for root in self.roots:
+            process = psutil.Process(root)
+            for one in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    times = one.cpu_times()
+                    total += times.user + times.system
+        return total
+
+
+@contextlib.contextmanager
+def ours(repository: Path, model: str) -> Iterator[Running]:
+    """Our ensemble in Triton: asked with the very bytes that `bet_client` sends, for all that a `Prediction` holds."""
+    with serve.start(repository, models=[model]) as server:
+        settings = check_settings(server.http_url, "http", model, 60.0, DEFAULT_MAX_ROWS)
+        deadline = Deadline(_START_SECONDS, settings.address)
+        transport = open_transport(settings)
+        try:
+            contract = read_contract(model, transport.send(ReadConfig(model), deadline))
+        finally:
+            transport.close()
+        outputs = contract.wanted(diagnostics=False)
+
+        def request(text: str) -> bytes:
+            made = http_request(Infer(model, (encode_text(text),), outputs))
+            assert made.body is not None
+            return http_post(made.path, made.body, made.headers)
+
+        def read(exchange: Exchange) -> Answer:
+            call = Infer(model, (b"",), outputs)
+            try:
+                tensors = http_reply(call, exchange.status, exchange.header(HEADER_LENGTH), exchange.body, deadline)
+            except BetClientError as error:
+                raise ValueError(str(error)) from error
+            return Answer(tensors["label"].item().decode("utf-8"), float(tensors["probabilities"].max()))
+
+        yield Running(OURS, "", True, (server.ports.http,), (server.pid,), request, read)
+
+
+@contextlib.contextmanager
+def peer(system: Peer, setting: Setting, python: Path, checkpoint: Path) -> Iterator[Running]:
+    """A peer under `uvicorn`, each worker a process on a port of its own: connections are then spread evenly over
+    them, which workers on one port do not promise.
+
+    Raises:
+        PeerError: if a process ends or does not answer in time, with its last line.
+    """
+    environment = _environment(setting, checkpoint)
+    ports = tuple(serve.free_port("127.0.0.1") for _ in range(setting.workers))
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for port in ports:
+            log = stack.enter_context(tempfile.TemporaryFile())
+            command = [str(python), "-m", "uvicorn", f"{system.application}:app", "--app-dir", str(_HERE)]
+            process = subprocess.Popen(
+                [*command, "--port", str(port), "--no-access-log", "--log-level", "warning"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            stack.callback(_stop, process)
+            processes.append((process, port, log))
+        deadline = time.monotonic() + _START_SECONDS
+        for process, port, log in processes:
+            while not _listens(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    lines = log.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+                    state = "did not listen in time" if process.poll() is None else "ended while starting"
+                    raise PeerError(f"the peer {system.name} {state}: {lines[-1]}")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_SECONDS)
+        roots = tuple(process.pid for process, _, _ in processes)
+        yield Running(system.name, str(setting), False, ports, roots, _ask, _read)
+
+
+def in_process_rate(
+    system: Peer, setting: Setting, python: Path, checkpoint: Path, *, texts: Sequence[str], seconds: float
+) -> float:
+    """Texts per second that a peer classifies without HTTP, all its processes at once.
+
+    Raises:
+        PeerError: if a process fails.
+    """
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for _ in range(setting.workers):
+            process = subprocess.Popen(
+                [str(python), str(_HERE / "in_process.py"), system.application, str(seconds)],
+                env=_environment(setting, checkpoint),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            stack.callback(_stop, process)
+            processes.append((process, stack.enter_context(process.stdin), stack.enter_context(process.stdout)))
+        total = 0
+        for line in (f"{json.dumps(list(texts))}\n", "\n"):
+            for _, stdin, _ in processes:
+                stdin.write(line)
+                stdin.flush()
+            for process, _, stdout in processes:
+                reply = stdout.readline().strip()
+                if not reply:
+                    raise PeerError(f"the peer {system.name} ended with {process.wait()} in process")
+                total += int(reply) if reply != "ready" else 0
+        return total / seconds
+
+
+def _environment(setting: Setting, checkpoint: Path) -> dict[str, str]:
+    environment = {
+        **os.environ,
+        "CHECKPOINT": str(checkpoint.resolve()),
+        "THREADS": str(setting.threads),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(setting.threads),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    # Nothing of ours is imported there, and OpenMP waits as it does by default.
+    for name in ("PYTHONPATH", "OMP_WAIT_POLICY"):
+        environment.pop(name, None)
+    return environment
+
+
+def _ask(text: str) -> bytes:
+    body = json.dumps({"text": text}).encode()
+    return http_post("/predict", body, {"Content-Type": "application/json"})
+
+
+def _read(exchange: Exchange) -> Answer:
+    if exchange.status != 200:
+        raise ValueError(f"status {exchange.status}: {exchange.body[:200]!r}")
+    content = json.loads(exchange.body)
+    return Answer(content["label"], content["score"])
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def _stop(process: subprocess.Popen[Any]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
