@@ -135,7 +135,8 @@ def scale_of(reference: Answers) -> float:
     """
     if reference.value is None:
         return 1.0
-    spread = float(np.std(reference.value.astype(np.float64)))
+    with np.errstate(invalid="ignore"):
+        spread = float(np.std(reference.value.astype(np.float64)))
     return spread if math.isfinite(spread) and spread > 0 else float(np.finfo(np.float32).tiny)
 
 
@@ -194,7 +195,8 @@ def _largest(reference: Answers, other: Answers, name: str, *, relative: bool = 
 
 def _gap(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     # NaN on both sides would compare as nothing at all; it must be the worst there is.
-    gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
     return np.where(np.isfinite(gap), gap, np.inf)
 
 
