@@ -55,7 +55,7 @@ def test_at_200_requests_a_second_a_promotion_and_a_rollback_fail_and_mix_nothin
             seen = judge(traffic.calls, traffic.labels, truths, old, new)
             seconds = max(call.done for call in traffic.calls) - min(call.sent for call in traffic.calls)
             report.add(f"{action}_requests", seen.requests, "requests", f">= {RATE * 5}")
-            report.add(f"{action}_rate", seen.requests / seconds, "requests/s")
+            report.add(f"{action}_rate", seen.requests / seconds, "requests/s", f">= {0.95 * RATE:g}")
             report.add(f"{action}_failed", len(seen.failed), "requests", "== 0")
             report.add(f"{action}_mixed", len(seen.mixed), "answers", "== 0")
             report.add(f"{action}_late", seen.late, "answers", "== 0")
