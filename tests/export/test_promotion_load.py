@@ -36,10 +36,10 @@ def test_at_200_requests_a_second_a_promotion_and_a_rollback_fail_and_mix_nothin
     with serve.start(models, timeout=180) as server:
         add_version(models, max_length=64)
         versions.restore(models, BET, Pins(1))
-        # Texts of all lengths; those whose two answers do not differ could not tell the versions apart.
-        texts = [text for text in load_texts().texts if len(text.split()) > 100]
+        # Of all lengths; those of more than 64 tokens, which version 2 cuts, would show a mix of steps.
+        texts = load_texts().texts
         truths = {number: Truth.of(models, number, texts) for number in (1, 2)}
-        assert len(texts) > 100
+        assert sum(text.tokens > 64 for text in truths[1].texts) > 100
         report = Report("promotion_load")
         for action, old, new in (("promote", 1, 2), ("rollback", 2, 1)):
             with Traffic(server.grpc_url, texts, RATE) as traffic:
@@ -55,7 +55,7 @@ def test_at_200_requests_a_second_a_promotion_and_a_rollback_fail_and_mix_nothin
             seen = judge(traffic.calls, traffic.labels, truths, old, new)
             seconds = max(call.done for call in traffic.calls) - min(call.sent for call in traffic.calls)
             report.add(f"{action}_requests", seen.requests, "requests", f">= {RATE * 5}")
-            report.add(f"{action}_rate", seen.requests / seconds, "requests/s")
+            report.add(f"{action}_rate", seen.requests / seconds, "requests/s", f">= {0.95 * RATE:g}")
             report.add(f"{action}_failed", len(seen.failed), "requests", "== 0")
             report.add(f"{action}_mixed", len(seen.mixed), "answers", "== 0")
             report.add(f"{action}_late", seen.late, "answers", "== 0")

@@ -65,7 +65,7 @@ class Traffic:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._pacer.join()
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)  # what a machine that is too slow has not sent is no request
         for client in self._clients:
             client.close()
 
