@@ -72,7 +72,7 @@ class Client:
 
         Raises:
             ClientStateError: if the client is closed or belongs to another process.
-            TypeError: if `texts` is a single string.
+            TypeError: if `texts` is a single string, or a numpy array of fixed width, which has lost NULs.
         """
         return self._run(self._session.predict_many(texts, diagnostics=diagnostics), timeout)
 

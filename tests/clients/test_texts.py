@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import datasets
 import pytest
 from bet_client.texts import TextsError, read_texts
+
+from train.sources import read_file
 
 
 def write(folder: Path, name: str, content: bytes) -> str:
@@ -33,8 +34,7 @@ def test_csv_with_marks_quotes_and_line_ends(tmp_path: Path) -> None:
 
 def test_csv_gives_the_rows_that_training_gets(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", CSV)
-    table = datasets.load_dataset("csv", data_files=path, split="train", cache_dir=str(tmp_path / "cache"))
-    assert list(read_texts(path)) == list(table["text"])
+    assert list(read_texts(path)) == read_file(Path(path), "text", "label").rows.texts
 
 
 def test_csv_fields_may_be_long_and_missing_ones_are_given_as_they_are(tmp_path: Path) -> None:
@@ -52,7 +52,9 @@ def test_jsonl_values_are_given_as_they_are(tmp_path: Path) -> None:
     [
         ("a.csv", b"id,review\n1,x\n", r"has no column 'text', only \['id', 'review'\]"),
         ("a.csv", b"", r"has no column 'text', only \[\]"),
-        ("a.csv", b'text\n"open', r"line \d: unexpected end of data; mend the quotes"),
+        ("a.csv", b'text\n"open', r"line 2: unexpected end of data; mend the quotes"),
+        ("a.csv", b"id,text\n1,fine\n2,one, two\n", r"line 3: more cells than the header's 2"),
+        ("a.csv", b"text,text\n1,2\n", "names 'text' more than once"),
         ("a.jsonl", b'{"text": "a"}\nnot json\n', "line 2 is not JSON"),
         ("a.jsonl", b'["text"]\n', "line 1 is not an object with a field 'text'"),
         ("a.jsonl", b'{"review": "a"}\n', "line 1 is not an object with a field 'text'"),
