@@ -268,7 +268,7 @@ def test_the_command_refuses_a_broken_graph_and_nothing_enters_the_repository(
     where = ["--name", "theirs", "--repository", str(tmp_path / "models")]
     assert main([*arguments, *where, "--max-error", "0.2", "--gate-texts", "7"]) == 1
     report = json.loads((tmp_path / "build" / "add" / "report.json").read_text())
-    assert [check["name"] for check in report["checks"] if check["holds"] is False] == ["parity_onnx"]
+    assert "parity_onnx" in {check["name"] for check in report["checks"] if check["holds"] is False}
     said = {"calibration_accuracy", "accepted_share"} if kind == "multi_label" else {"calibration_mae"}
     assert said <= {check["name"] for check in report["checks"]}
     assert not (tmp_path / "models" / "theirs").exists()
