@@ -33,7 +33,7 @@ def test_at_200_requests_a_second_a_promotion_and_a_rollback_fail_and_mix_nothin
 ) -> None:
     models = tmp_path / "models"
     shutil.copytree(repository, models)
-    with serve.start(models, timeout=180) as server:
+    with serve.start(models, timeout=180, log_path=tmp_path / "triton.log") as server:  # kept where the test fails
         add_version(models, max_length=64)
         versions.restore(models, BET, Pins(1))
         # Of all lengths; those of more than 64 tokens, which version 2 cuts, would show a mix of steps.
@@ -51,7 +51,7 @@ def test_at_200_requests_a_second_a_promotion_and_a_rollback_fail_and_mix_nothin
                 else:
                     switch = rollback("bet", models, server.grpc_url)
             assert switch.report is not None
-            assert switch.holds, switch.report.table()
+            assert switch.holds, f"{switch.outcome}\n{switch.report.table()}\n{server.log_tail()}"
             seen = judge(traffic.calls, traffic.labels, truths, old, new)
             seconds = max(call.done for call in traffic.calls) - min(call.sent for call in traffic.calls)
             report.add(f"{action}_requests", seen.requests, "requests", f">= {RATE * 5}")
