@@ -36,6 +36,11 @@ SERVER = "ONNX Runtime 1.20 (the oldest we support; the production container car
 HIGHEST_IR, HIGHEST_OPSET = 10, 21  # of ONNX Runtime 1.20; 1.27 loads these as well
 LOWEST_OPSET = 18  # below it torch 2.13 writes a file that is not valid
 
+_LEVELS = {
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 _RANDOM = {
     "Bernoulli",
     "Multinomial",
@@ -126,17 +131,22 @@ def check_deterministic(model: onnx.ModelProto) -> None:
         )
 
 
-def open_session(path: Path, parameters: Mapping[str, str]) -> onnxruntime.InferenceSession:
-    """Load a graph with the session options that the model configuration's `parameters` mean to Triton's backend.
+def open_session(
+    path: Path, parameters: Mapping[str, str], level: str = "all", provider: str = "CPUExecutionProvider"
+) -> onnxruntime.InferenceSession:
+    """Load a graph with the session options that a model configuration means to Triton's backend.
 
-    The optimisation level is the backend's default, all, unless a configuration says otherwise; ours do not.
+    Args:
+        parameters: of the configuration.
+        level: of `export.repository.GRAPH_LEVELS`, as the configuration has it.
     """
     options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = _LEVELS[level]
     options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0"))
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", "0"))
     # One thread has no pool that could spin; with more, shared processors would be burnt between requests.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, options, providers=[provider])
 
 
 def _append_names(model: onnx.ModelProto, labels: Sequence[str], kind: Kind) -> None:

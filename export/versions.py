@@ -191,7 +191,7 @@ def install(repository: Path, names: Names, staged: Path, staged_number: int, ma
         exported = numbers(repository, names)
         number = max(exported, default=0) + 1
         seal(names, staged, staged_number, {**manifest, "version": number})
-        for relative, text in step_files(names, len(labels), kind).items():
+        for relative, text in step_files(names, len(labels), kind, manifest.get("graph_level", "all")).items():
             if not _fits(repository / relative, text):
                 replace_text(repository / relative, text)
         for model in names.versioned:
@@ -281,13 +281,14 @@ def _write_pins(repository: Path, names: Names, manifest: dict[str, Any], pins: 
 
 
 def _fits(path: Path, text: str) -> bool:
-    """Whether a configuration is there and has the tensors that are wanted; then an operator's numbers in it stay."""
+    """Whether a configuration has the tensors and the level that are wanted; then an operator's numbers in it stay."""
     try:
         there = read_config(path)
     except (OSError, text_format.ParseError):
         return False
     wanted = text_format.Parse(text, type(there)())
-    return all(
+    same_level = there.optimization.graph.level == wanted.optimization.graph.level
+    return same_level and all(
         list(getattr(there, field)) == list(getattr(wanted, field)) for field in ("input", "output", "batch_input")
     ) and (there.backend, there.name) == (wanted.backend, wanted.name)
 
