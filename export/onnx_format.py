@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,25 +52,33 @@ _RANDOM = {
 
 
 def write_onnx(
-    classifier: ServedClassifier | PaddedClassifier, labels: Sequence[str], path: Path, notes: Mapping[str, str]
+    classifier: ServedClassifier | PaddedClassifier,
+    labels: Sequence[str],
+    path: Path,
+    notes: Mapping[str, str],
+    lower: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
 ) -> None:
     """Export the classifier to `path` and check the result.
 
     Args:
         labels: class names in class order.
         notes: written into the file's metadata, for whoever finds it alone.
+        lower: what makes the graph of a lower precision from the exported one.
 
     Raises:
         GraphError: if the exporter fails, or the graph is one that must not be served.
     """
     try:
-        with _quiet():
+        with quiet():
             if isinstance(classifier, PaddedClassifier):
                 kind, model = SOFTMAX, export_padded(classifier, OPSET)
             else:
                 kind, model = BET, _export_packed(classifier)
     except Exception as error:
         raise GraphError(f"torch.onnx could not export the model: {error}") from error
+    if lower is not None:
+        with quiet():
+            model = lower(model)
     _append_names(model, labels, kind)
     _describe(model, labels, notes)
     check_loadable(model)
@@ -195,12 +203,12 @@ def _draws(node: onnx.NodeProto) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's chatter about operators of packages that are not installed out of the command's output.
+def quiet() -> Iterator[None]:
+    """Keep the exporter's chatter about packages that are not installed, and the quantiser's, out of the output.
 
     Its errors are exceptions, so nothing that matters is lost.
     """
-    chatty = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    chatty = [logging.getLogger(name) for name in ("root", "torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")]
     levels = [logger.level for logger in chatty]
     for logger in chatty:
         logger.setLevel(logging.ERROR)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from export.outputs import SOFTMAX
 from export.padded import PaddedClassifier
@@ -23,20 +25,26 @@ _IDS, _MASK = "padded_ids", "attention_mask"
 
 def export_padded(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
     """The classifier as an ONNX graph: input_ids [T], lengths [R, 1] -> the tensors of `SOFTMAX`."""
+    return trace_padded(classifier, classifier.answer, SOFTMAX.tensors, opset)
+
+
+def trace_padded(
+    classifier: PaddedClassifier, module: nn.Module, outputs: Sequence[str], opset: int
+) -> onnx.ModelProto:
+    """A module that takes the classifier's padded rows, as a graph of ragged ones: input_ids, lengths -> `outputs`."""
     file = io.BytesIO()
-    answer = classifier.answer.eval()  # the exporter sets a module back to the mode it was in, with all its parts
-    rows = {name: {0: "rows"} for name in SOFTMAX.tensors}
+    rows = {name: {0: "rows"} for name in outputs}
     with warnings.catch_warnings():
         # Deprecated, and warns of every Python number that it keeps; the gate compares at many shapes.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            answer,
+            module.eval(),  # the exporter sets a module back to the mode it was in, with all its parts
             classifier.example(),
             file,  # type: ignore[arg-type]  # the tracing exporter takes one, its annotation is dynamo's
             dynamo=False,
             opset_version=opset,
             input_names=[_IDS, _MASK],
-            output_names=list(SOFTMAX.tensors),
+            output_names=list(outputs),
             dynamic_axes={_IDS: {0: "rows", 1: "tokens"}, _MASK: {0: "rows", 1: "tokens"}, **rows},
         )
     model = onnx.load_model_from_string(file.getvalue())

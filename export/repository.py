@@ -28,7 +28,7 @@ TENSORRT_CACHE = "/var/cache/tensorrt"
 CPU, GPU = "cpu", "gpu"
 GPU_TENSORRT = "gpu_tensorrt"
 GRAPH_LEVELS = {"basic": -1, "extended": 1, "all": 0}
-"""ONNX Runtime's optimisation levels as `optimization { graph { level } }` has them (onnxruntime_backend, ModelState)."""
+"""ONNX Runtime's optimisation levels, as `optimization { graph { level } }` means them to onnxruntime_backend."""
 
 _BATCHING_REASONS = (
     f"max_batch_size {MAX_ROWS}: rows of one execution, and so of one request; the clients send at most 32 at once.",
@@ -344,7 +344,7 @@ def _batch_dynamically(config: pb.ModelConfig, delay_microseconds: int = 0) -> N
     policy.max_queue_size = MAX_QUEUE
 
 
-def write_configurations(
+def write_configurations(  # noqa: PLR0917  # what a name's files say, and nothing else
     repository: Path, names: Names, labels: Sequence[str], pins: Pins, kind: Kind = BET, level: str = "all"
 ) -> list[Path]:
     """Write every configuration of one name into `repository`, each by rename; returns their paths."""

@@ -65,7 +65,11 @@ def length_buckets(limit: int) -> list[Bucket]:
     ends = [end for end in (1, 16, 64, 256) if end < limit - 1] + [limit - 1, limit]
     lows = [1, *(end + 1 for end in ends[:-1])]
     over = Bucket(limit + 1, limit + 1)
-    return [*(Bucket(low, high) for low, high in zip(lows, ends, strict=True) if low <= high), over, Bucket(limit + 2, None)]
+    return [
+        *(Bucket(low, high) for low, high in zip(lows, ends, strict=True) if low <= high),
+        over,
+        Bucket(limit + 2, None),
+    ]
 
 
 def choose_texts(

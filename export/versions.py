@@ -22,7 +22,7 @@ from google.protobuf import text_format
 from export.errors import RepositoryError
 from export.manifest import MANIFEST, PARITY, kind_of, read_manifest, write_manifest
 from export.outputs import Kind
-from export.repository import Names, Pins, ensemble_files, read_config, replace_text, step_files
+from export.repository import Names, Pins, ensemble_files, level_of, read_config, replace_text, step_files
 from train.checkpoint import sha256_of
 
 
@@ -49,6 +49,23 @@ def files_of(names: Names) -> dict[str, tuple[str, ...]]:
         names.torchscript_classifier: ("model.pt",),
         names.classifier: ("model.onnx", PARITY),
     }
+
+
+def level_of_others(repository: Path, names: Names) -> str | None:
+    """The optimisation level at which other versions of the name were compared, or None where there are none.
+
+    A configuration is the model's, not a version's: another level would change the answers of all.
+
+    Raises:
+        RepositoryError: if the configuration cannot be read, or has no level that an export chooses.
+    """
+    path = repository / names.classifier / "config.pbtxt"
+    if not numbers(repository, names) or not path.exists():
+        return None
+    try:
+        return level_of(read_config(path))
+    except text_format.ParseError as error:
+        raise RepositoryError(f"{path} is not a configuration: {error}") from error
 
 
 def read_pins(repository: Path, names: Names) -> Pins | None:
@@ -288,9 +305,13 @@ def _fits(path: Path, text: str) -> bool:
         return False
     wanted = text_format.Parse(text, type(there)())
     same_level = there.optimization.graph.level == wanted.optimization.graph.level
-    return same_level and all(
-        list(getattr(there, field)) == list(getattr(wanted, field)) for field in ("input", "output", "batch_input")
-    ) and (there.backend, there.name) == (wanted.backend, wanted.name)
+    return (
+        same_level
+        and all(
+            list(getattr(there, field)) == list(getattr(wanted, field)) for field in ("input", "output", "batch_input")
+        )
+        and (there.backend, there.name) == (wanted.backend, wanted.name)
+    )
 
 
 def _flush(path: Path) -> None:
