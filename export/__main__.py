@@ -23,6 +23,7 @@ from export.add import GATE_TEXTS, PADDED_GATE_TEXTS, AddOptions, add
 from export.audit import read_audit
 from export.control import Control
 from export.errors import ExportError, RegistryError, RepositoryError
+from export.precision import FP32, PRECISIONS
 from export.repository import DEFAULT_NAME, Names
 from export.rollout import COMPARED_TEXTS, PromoteOptions, Switch, promote, rollback
 from export.rows import RowFiles
@@ -59,6 +60,8 @@ def _add(options: argparse.Namespace) -> int:
             confidence=options.confidence,
             gate_texts=options.gate_texts,
             max_tokens=options.max_tokens,
+            precision=PRECISIONS[options.precision],
+            device=options.device,
         )
     )
     where = options.repository / Names(options.name).classifier
@@ -253,6 +256,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--confidence", type=float, default=0.95, help="of that budget (default: %(default)s)")
     command.add_argument(
         "--max-tokens", type=int, metavar="N", help="tokens to read of a text, where the architecture states no limit"
+    )
+    command.add_argument(
+        "--precision", choices=tuple(PRECISIONS), default=FP32.name, help="of the ONNX graph (default: %(default)s)"
+    )
+    command.add_argument(
+        "--device", choices=("cpu", "gpu"), default="cpu", help="to time and compare on (default: %(default)s)"
     )
     _gate_options(command, f"{GATE_TEXTS}, or {PADDED_GATE_TEXTS} for Hugging Face")
 

@@ -2,6 +2,7 @@
 
     ExportError                 the checkpoint cannot become a served version
     ├── RefusedCheckpointError  a folder whose answers would be wrong, or that says too little to be served
+    ├── PrecisionError          a precision or device that this checkpoint or machine cannot be served in
     ├── GraphError              a graph that the production server could not load, or that would answer at random
     ├── GateError               the gate could not be run: no texts, or a server that did not come up
     ├── RepositoryError         the model repository, or a version in it, is not what the command needs
@@ -17,6 +18,10 @@ class ExportError(Exception):
 
 class RefusedCheckpointError(ExportError):
     """The checkpoint's answers would be wrong, or it says too little to be served."""
+
+
+class PrecisionError(ExportError):
+    """The checkpoint or this machine cannot serve the precision or device that was asked for."""
 
 
 class GraphError(ExportError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class HuggingFaceCheckpoint:
     model: PreTrainedModel
     encoder: TextEncoder
     tokenizer_file: bytes
+    known: dict[bytes, Floats] = field(default_factory=dict, repr=False, compare=False)  # logits of texts seen alone
 
     @staticmethod
     def load(path: Path, max_tokens: int | None = None) -> HuggingFaceCheckpoint:
@@ -191,9 +192,21 @@ class HuggingFaceCheckpoint:
             },
         }
 
-    @torch.no_grad()
     def logits(self, documents: Sequence[Ids]) -> Floats:
-        """Logits [R, C] of texts side by side, in eager PyTorch; of a single text without any padding."""
+        """Logits [R, C] of texts side by side, in eager PyTorch; of a single text without any padding.
+
+        A single text is computed once: calibration rows are texts of the gate as well.
+        """
+        if len(documents) != 1:
+            return self.run(documents)
+        key = documents[0].tobytes()
+        if key not in self.known:
+            self.known[key] = self.run(documents)
+        return self.known[key]
+
+    @torch.no_grad()
+    def run(self, documents: Sequence[Ids]) -> Floats:
+        """Logits [R, C] of texts side by side, computed now."""
         width = max(map(len, documents))
         ids = torch.full((len(documents), width), self.facts.pad_id)
         mask = torch.zeros((len(documents), width), dtype=torch.int64)

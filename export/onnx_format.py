@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,11 @@ SERVER = "ONNX Runtime 1.20 (the oldest we support; the production container car
 HIGHEST_IR, HIGHEST_OPSET = 10, 21  # of ONNX Runtime 1.20; 1.27 loads these as well
 LOWEST_OPSET = 18  # below it torch 2.13 writes a file that is not valid
 
+_LEVELS = {
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 _RANDOM = {
     "Bernoulli",
     "Multinomial",
@@ -47,25 +52,33 @@ _RANDOM = {
 
 
 def write_onnx(
-    classifier: ServedClassifier | PaddedClassifier, labels: Sequence[str], path: Path, notes: Mapping[str, str]
+    classifier: ServedClassifier | PaddedClassifier,
+    labels: Sequence[str],
+    path: Path,
+    notes: Mapping[str, str],
+    lower: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
 ) -> None:
     """Export the classifier to `path` and check the result.
 
     Args:
         labels: class names in class order.
         notes: written into the file's metadata, for whoever finds it alone.
+        lower: what makes the graph of a lower precision from the exported one.
 
     Raises:
         GraphError: if the exporter fails, or the graph is one that must not be served.
     """
     try:
-        with _quiet():
+        with quiet():
             if isinstance(classifier, PaddedClassifier):
                 kind, model = classifier.kind, export_padded(classifier, OPSET)
             else:
                 kind, model = BET, _export_packed(classifier)
     except Exception as error:
         raise GraphError(f"torch.onnx could not export the model: {error}") from error
+    if lower is not None:
+        with quiet():
+            model = lower(model)
     _append_names(model, labels, kind)
     _describe(model, labels, notes)
     check_loadable(model)
@@ -126,17 +139,22 @@ def check_deterministic(model: onnx.ModelProto) -> None:
         )
 
 
-def open_session(path: Path, parameters: Mapping[str, str]) -> onnxruntime.InferenceSession:
-    """Load a graph with the session options that the model configuration's `parameters` mean to Triton's backend.
+def open_session(
+    path: Path, parameters: Mapping[str, str], level: str = "all", provider: str = "CPUExecutionProvider"
+) -> onnxruntime.InferenceSession:
+    """Load a graph with the session options that a model configuration means to Triton's backend.
 
-    The optimisation level is the backend's default, all, unless a configuration says otherwise; ours do not.
+    Args:
+        parameters: of the configuration.
+        level: of `export.repository.GRAPH_LEVELS`, as the configuration has it.
     """
     options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = _LEVELS[level]
     options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", "0"))
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", "0"))
     # One thread has no pool that could spin; with more, shared processors would be burnt between requests.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, options, providers=[provider])
 
 
 def _append_names(model: onnx.ModelProto, labels: Sequence[str], kind: Kind) -> None:
@@ -185,12 +203,12 @@ def _draws(node: onnx.NodeProto) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's chatter about operators of packages that are not installed out of the command's output.
+def quiet() -> Iterator[None]:
+    """Keep the exporter's chatter about packages that are not installed, and the quantiser's, out of the output.
 
     Its errors are exceptions, so nothing that matters is lost.
     """
-    chatty = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    chatty = [logging.getLogger(name) for name in ("root", "torch.onnx", "onnxscript", "onnx_ir", "onnxruntime")]
     levels = [logger.level for logger in chatty]
     for logger in chatty:
         logger.setLevel(logging.ERROR)

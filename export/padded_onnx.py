@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from export.padded import PaddedClassifier
 
@@ -26,20 +28,27 @@ def export_padded(classifier: PaddedClassifier, opset: int, *, dynamo: bool = Fa
     Args:
         dynamo: take dynamo's exporter. The tracing one is deprecated; on the day that it is gone, this default changes.
     """
-    model = (_by_dynamo if dynamo else _by_tracing)(classifier, opset)
+    return ragged(classifier, classifier.answer, classifier.kind.tensors, opset, dynamo=dynamo)
+
+
+def ragged(
+    classifier: PaddedClassifier, module: nn.Module, outputs: Sequence[str], opset: int, *, dynamo: bool = False
+) -> onnx.ModelProto:
+    """A module that takes the classifier's padded rows, as a graph of ragged ones: input_ids, lengths -> `outputs`."""
+    model = (_by_dynamo if dynamo else _by_tracing)(classifier, module, outputs, opset)
     _pad_in_front(model.graph, classifier.limit, classifier.pad_id)
     return model
 
 
-def _by_dynamo(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
+def _by_dynamo(classifier: PaddedClassifier, module: nn.Module, outputs: Sequence[str], opset: int) -> onnx.ModelProto:
     rows, tokens = torch.export.Dim("rows", min=1, max=1 << 12), torch.export.Dim("tokens", min=1, max=classifier.limit)
     program = torch.onnx.export(
-        classifier.answer.eval(),
+        module.eval(),
         classifier.example(),
         dynamo=True,
         opset_version=opset,
         input_names=[_IDS, _MASK],
-        output_names=list(classifier.kind.tensors),
+        output_names=list(outputs),
         dynamic_shapes=({0: rows, 1: tokens}, {0: rows, 1: tokens}),
         verbose=False,
     )
@@ -47,24 +56,22 @@ def _by_dynamo(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
     return program.model_proto
 
 
-def _by_tracing(classifier: PaddedClassifier, opset: int) -> onnx.ModelProto:
+def _by_tracing(classifier: PaddedClassifier, module: nn.Module, outputs: Sequence[str], opset: int) -> onnx.ModelProto:
     file = io.BytesIO()
-    answer = classifier.answer.eval()  # the exporter sets a module back to the mode it was in, with all its parts
-    names = list(classifier.kind.tensors)
     with warnings.catch_warnings():
         # Deprecated, and warns of every Python number that it keeps; the gate compares at many shapes.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            answer,
+            module.eval(),  # the exporter sets a module back to the mode it was in, with all its parts
             classifier.example(),
             file,  # type: ignore[arg-type]  # the tracing exporter takes one, its annotation is dynamo's
             dynamo=False,
             opset_version=opset,
             input_names=[_IDS, _MASK],
-            output_names=names,
+            output_names=list(outputs),
             dynamic_axes={
                 **{name: {0: "rows", 1: "tokens"} for name in (_IDS, _MASK)},
-                **{name: {0: "rows"} for name in names},
+                **{name: {0: "rows"} for name in outputs},
             },
         )
     return onnx.load_model_from_string(file.getvalue())

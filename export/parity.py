@@ -7,6 +7,7 @@ model on each text alone. What misses a tolerance does not enter the repository.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -69,6 +70,7 @@ Executor = Callable[[Ids, np.ndarray[Any, np.dtype[np.int32]]], Answers]
 
 _JOINT_SIZES = (2, 3, 7, 16, 64)
 _FILLED_SIZES = (2, 3, 7, 32)
+_BANDED_SIZES = (2, 3, 7)
 _SHOWN_CHARACTERS = 80
 _BINS = 15
 
@@ -110,12 +112,21 @@ def onnx_executor(session: onnxruntime.InferenceSession) -> Executor:
     return execute
 
 
-def ways_of_asking(documents: Sequence[Ids], seed: int = 0) -> dict[str, list[tuple[list[int], bool]]]:
+def ways_of_asking(
+    documents: Sequence[Ids], seed: int = 0, *, padded: bool = False
+) -> dict[str, list[tuple[list[int], bool]]]:
     """How the texts are put: name -> groups of text indices, and whether a group is filled up to a rectangle.
 
-    Every way covers every text once; groups mix lengths at random.
+    Every way covers every text once; groups mix lengths at random. For a padded model, whose joined rows all cost as
+    much as the longest, two groups mix every length and the others hold texts of similar ones.
     """
     random = np.random.default_rng(seed)
+    if padded:
+        return {
+            "alone": [([i], False) for i in range(len(documents))],
+            "joined": [(group, False) for group in _banded(documents, random)],
+            "filled": [(group, True) for group in _banded(documents, random)],
+        }
     return {
         "alone": [([i], False) for i in range(len(documents))],
         "joined": [(group, False) for group in _groups(len(documents), _JOINT_SIZES, random)],
@@ -148,18 +159,25 @@ class Parity:
     nll: float | None = None  # largest difference of the labelled texts' NLL and ECE, over sides and ways
     ece: float | None = None
     by_bucket: dict[str, dict[str, float]] = field(default_factory=dict)
+    padded: bool = False  # how the texts are joined; see `ways_of_asking`
 
-    def check(self, side: str, executor: Executor) -> None:
+    def check(self, side: str, executor: Executor, reference: Answers | None = None) -> None:
         """Compare an executor in every way of asking."""
         documents = [text.ids for text in self.texts]
-        self.add(side, {way: run(executor, documents, groups) for way, groups in ways_of_asking(documents).items()})
+        ways = ways_of_asking(documents, padded=self.padded)
+        self.add(side, {way: run(executor, documents, groups) for way, groups in ways.items()}, reference)
 
-    def add(self, side: str, answers: Mapping[str, Answers]) -> None:
-        """Compare one side's answers, by way of asking."""
-        self.differences[side] = {way: compare(self.reference, answer) for way, answer in answers.items()}
-        self.by_bucket[side] = _by_bucket(self.reference, answers.values(), self.texts)
+    def add(self, side: str, answers: Mapping[str, Answers], reference: Answers | None = None) -> None:
+        """Compare one side's answers, by way of asking.
+
+        Args:
+            reference: where this side has a truth of its own, as a lower precision has.
+        """
+        reference = reference or self.reference
+        self.differences[side] = {way: compare(reference, answer) for way, answer in answers.items()}
+        self.by_bucket[side] = _by_bucket(reference, answers.values(), self.texts)
         labelled = [i for i, text in enumerate(self.texts) if text.label is not None]
-        true = self.reference.probabilities
+        true = reference.probabilities
         if not labelled or true is None:
             return
         truth = np.array([self.texts[i].label for i in labelled])
@@ -200,6 +218,11 @@ class Parity:
         text = self.texts[worst.worst]
         return {
             "texts": len(self.texts),
+            "texts_by_bucket": dict(Counter(text.bucket for text in self.texts)),  # every way covers all of them
+            "groups": {
+                way: sorted({len(group) for group, _ in groups})
+                for way, groups in ways_of_asking([text.ids for text in self.texts], padded=self.padded).items()
+            },
             "tolerances": dict(self.tolerances),
             "sides": {s: {w: _plain(asdict(d)) for w, d in ways.items()} for s, ways in self.differences.items()},
             "largest_by_bucket": {side: _plain(buckets) for side, buckets in self.by_bucket.items()},
@@ -275,6 +298,22 @@ def _by_bucket(reference: Answers, answers: Iterable[Answers], texts: Sequence[G
         bucket: max(compare(reference.take(index), answer.take(index), scale).answer for answer in given)
         for bucket, index in rows.items()
     }
+
+
+def _banded(documents: Sequence[Ids], random: np.random.Generator) -> Iterator[list[int]]:
+    """Groups of 7 and of 3 texts of every length from the shortest to the longest, then groups of similar lengths."""
+    order = sorted((int(i) for i in random.permutation(len(documents))), key=lambda i: len(documents[i]))
+    for size in (7, 3):
+        if len(order) > size:
+            mixed = [order[j * (len(order) - 1) // (size - 1)] for j in range(size)]
+            yield [mixed[int(i)] for i in random.permutation(size)]
+            order = [i for i in order if i not in mixed]
+    turn = 0
+    while order:
+        size = _BANDED_SIZES[turn % len(_BANDED_SIZES)]
+        yield order[:size][::-1]
+        order = order[size:]
+        turn += 1
 
 
 def _groups(count: int, sizes: Sequence[int], random: np.random.Generator) -> Iterator[list[int]]:

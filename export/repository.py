@@ -16,6 +16,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from export.errors import RepositoryError
 from export.outputs import BET, TOKENIZER_OUTPUTS, Kind, Output
 
 DEFAULT_NAME = "bet"
@@ -23,8 +24,12 @@ DEFAULT_LABELS = ("negative", "positive")
 MAX_ROWS = 64
 MAX_TEXT_BYTES = 65_536
 MAX_QUEUE = 512
+TENSORRT_CACHE = "/var/cache/tensorrt"
 CPU, GPU = "cpu", "gpu"
 CHALLENGER_OF = "challenger_of"  # parameter of an ensemble that is there for a comparison only: the one it challenges
+GPU_TENSORRT = "gpu_tensorrt"
+GRAPH_LEVELS = {"basic": -1, "extended": 1, "all": 0}
+"""ONNX Runtime's optimisation levels, as `optimization { graph { level } }` means them to onnxruntime_backend."""
 
 _BATCHING_REASONS = (
     f"max_batch_size {MAX_ROWS}: rows of one execution, and so of one request; the clients send at most 32 at once.",
@@ -47,11 +52,25 @@ _CPU_CLASSIFIER_REASONS = (
     "2 instances on 2 cores, each one thread: the packed graph has small operators that gain nothing from more, and",
     "two instances that join beat one by 15-20 % (requests/s, 2 cores). One thread has no pool that could spin.",
     "Warm-up: the first run of a shape allocates; a short row and a full batch of the longest are run before the",
-    "first request. Optimisation is left at its default, all: levels are within 6 % of each other.",
+    "first request.",
 )
 _PADDED_CPU_REASONS = (
     "2 instances on 2 cores, each one thread. One thread has no pool that could spin. Warm-up: one short row and one",
     "of the longest, since the first run of a shape allocates.",
+)
+_LEVEL_REASONS = (
+    "No optimization.graph.level is level all; another is here where `export add` measured it to be faster, and",
+    "compared at it. Every version of the name runs at it.",
+)
+_TENSORRT_REASONS = (
+    "For NVIDIA GPUs: tritonserver --model-config-name=gpu_tensorrt. `unrun`: it parses, and no GPU has executed it.",
+    "Beside gpu.pbtxt and not in its place, since it is the riskier one. Widths and rows are computed from the data,",
+    "so TensorRT takes the encoder alone and builds an engine anew whenever a shape leaves the ranges it has seen:",
+    "the first requests of a shape wait for seconds to minutes. Warm up with the widest batches before any traffic.",
+    "precision_mode FP32: an engine in half precision has other answers than those that were compared; export with",
+    "--precision fp16 for that. The engines are kept, since they are bound to the GPU and to TensorRT's version:",
+    "give every replica a volume of its own there, and empty it with every new image.",
+    "One instance: a GPU executes one batch at a time. Queue delay 500 microseconds: a GPU gains from larger batches.",
 )
 _GPU_REASONS = (
     "For NVIDIA GPUs: tritonserver --model-config-name=gpu. `unrun`: it parses, and no GPU has executed it yet.",
@@ -125,16 +144,47 @@ def tokenizer_config(names: Names) -> pb.ModelConfig:
     return config
 
 
-def classifier_config(names: Names, classes: int, device: str = CPU, *, kind: Kind = BET) -> pb.ModelConfig:
-    """The ONNX classifier: ragged input_ids -> the answer."""
+def classifier_config(
+    names: Names, classes: int, device: str = CPU, *, kind: Kind = BET, level: str = "all"
+) -> pb.ModelConfig:
+    """The ONNX classifier: ragged input_ids -> the answer.
+
+    Args:
+        device: CPU, GPU or GPU_TENSORRT.
+        level: ONNX Runtime's optimisation level, at which the gate compared; all versions of the name run at it.
+    """
     config = _classifier(names.classifier, "onnxruntime", classes, device, kind)
-    _batch_dynamically(config, delay_microseconds=500 if device == GPU else 0)
+    _batch_dynamically(config, delay_microseconds=0 if device == CPU else 500)
     if kind.padded and device == CPU:
         config.dynamic_batching.preferred_batch_size.append(1)
     if device == CPU:
         for key in ("intra_op_thread_count", "inter_op_thread_count"):
             config.parameters[key].string_value = "1"
+    if GRAPH_LEVELS[level]:
+        config.optimization.graph.level = GRAPH_LEVELS[level]
+    if device == GPU_TENSORRT:
+        accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
+        accelerator.parameters["precision_mode"] = "FP32"
+        accelerator.parameters["max_workspace_size_bytes"] = str(1 << 30)
+        accelerator.parameters["trt_engine_cache_enable"] = "1"
+        accelerator.parameters["trt_engine_cache_path"] = TENSORRT_CACHE
     return config
+
+
+def level_of(config: pb.ModelConfig) -> str:
+    """The optimisation level that a configuration asks for.
+
+    Raises:
+        RepositoryError: if it is none that an export chooses.
+    """
+    number = config.optimization.graph.level
+    for level, known in GRAPH_LEVELS.items():
+        if known == number:
+            return level
+    raise RepositoryError(
+        f"{config.name} has the graph level {number}; write {', '.join(map(str, GRAPH_LEVELS.values()))} for "
+        f"{', '.join(GRAPH_LEVELS)}, and verify the answers"
+    )
 
 
 def torchscript_config(names: Names, classes: int, device: str = CPU, *, kind: Kind = BET) -> pb.ModelConfig:
@@ -198,7 +248,7 @@ def challenger_file(names: Names, ensemble: str, labels: Sequence[str], number: 
     return as_text(config, ("There while `python -m export promote` compares; not loaded at the server's start.",))
 
 
-def step_files(names: Names, classes: int, kind: Kind = BET) -> dict[Path, str]:
+def step_files(names: Names, classes: int, kind: Kind = BET, level: str = "all") -> dict[Path, str]:
     """The configurations of the models that hold versions, by path within the repository."""
     torchscript_reasons = (
         "Executed request by request (a request's own rows together), without dynamic batching: Triton's PyTorch",
@@ -222,10 +272,11 @@ def step_files(names: Names, classes: int, kind: Kind = BET) -> dict[Path, str]:
     return {
         Path(names.tokenizer, "config.pbtxt"): as_text(tokenizer_config(names), tokenizer_reasons),
         Path(names.classifier, "config.pbtxt"): as_text(
-            classifier_config(names, classes, kind=kind), (*_CLASSIFIER_REASONS, *cpu_reasons, *joining_reasons)
+            classifier_config(names, classes, kind=kind, level=level),
+            (*_CLASSIFIER_REASONS, *cpu_reasons, *_LEVEL_REASONS, *joining_reasons),
         ),
         Path(names.classifier, gpu): as_text(
-            classifier_config(names, classes, GPU, kind=kind),
+            classifier_config(names, classes, GPU, kind=kind, level=level),
             (
                 *_GPU_REASONS,
                 "Queue delay 500 microseconds: a GPU gains from larger batches, and half a millisecond is small beside",
@@ -233,6 +284,10 @@ def step_files(names: Names, classes: int, kind: Kind = BET) -> dict[Path, str]:
                 *_CLASSIFIER_REASONS,
                 *_BATCHING_REASONS[3:],
             ),
+        ),
+        Path(names.classifier, f"configs/{GPU_TENSORRT}.pbtxt"): as_text(
+            classifier_config(names, classes, GPU_TENSORRT, kind=kind, level=level),
+            (*_TENSORRT_REASONS, *_CLASSIFIER_REASONS, *_BATCHING_REASONS[3:]),
         ),
         Path(names.torchscript_classifier, "config.pbtxt"): as_text(
             torchscript_config(names, classes, kind=kind),
@@ -279,8 +334,8 @@ def _classifier(name: str, backend: str, classes: int, device: str, kind: Kind) 
     )
     _add_outputs(config, kind.outputs, classes)
     config.version_policy.all.SetInParent()
-    processor = pb.ModelInstanceGroup.KIND_GPU if device == GPU else pb.ModelInstanceGroup.KIND_CPU
-    config.instance_group.add(count=1 if device == GPU else 2, kind=processor)
+    processor = pb.ModelInstanceGroup.KIND_CPU if device == CPU else pb.ModelInstanceGroup.KIND_GPU
+    config.instance_group.add(count=2 if device == CPU else 1, kind=processor)
     for label, rows, tokens in (("short", 1, 16), ("full", 1 if kind.padded else MAX_ROWS, 512)):
         warmup = config.model_warmup.add(name=label, batch_size=rows)
         warmup.inputs["input_ids"].data_type = pb.TYPE_INT64
@@ -307,13 +362,13 @@ def _batch_dynamically(config: pb.ModelConfig, delay_microseconds: int = 0) -> N
     policy.max_queue_size = MAX_QUEUE
 
 
-def write_configurations(
-    repository: Path, names: Names, labels: Sequence[str], pins: Pins, kind: Kind = BET
+def write_configurations(  # noqa: PLR0917  # what a name's files say, and nothing else
+    repository: Path, names: Names, labels: Sequence[str], pins: Pins, kind: Kind = BET, level: str = "all"
 ) -> list[Path]:
     """Write every configuration of one name into `repository`, each by rename; returns their paths."""
     written = []
     for relative, text in {
-        **step_files(names, len(labels), kind),
+        **step_files(names, len(labels), kind, level),
         **ensemble_files(names, labels, pins, kind),
     }.items():
         path = repository / relative

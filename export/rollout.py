@@ -177,7 +177,7 @@ class _Promotion:
             {"name": options.name, "from": self.live, "to": self.number, "url": options.url, "action": action}
         )
         self.limit = int(manifest["tokenizer"]["max_length"])
-        self.tolerances = tolerances_of(kind_of(manifest))
+        self.tolerances = tolerances_of(kind_of(manifest), len(manifest["labels"]))
         self.usual: dict[str, list[float]] | None = None  # latencies of the version before, by ensemble
 
     @property

@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from export.answers import Answers, Floats
 from export.errors import GateError
+from export.parity import ways_of_asking
 from export.repository import Names
 from export.texts import GateText
 
@@ -40,7 +41,14 @@ class ServedAnswers:
 
 
 def ask(
-    url: str, names: Names, protocol: Protocol, texts: Sequence[GateText], limit: int, *, torchscript: bool = False
+    url: str,
+    names: Names,
+    protocol: Protocol,
+    texts: Sequence[GateText],
+    limit: int,
+    *,
+    torchscript: bool = False,
+    padded: bool = False,
 ) -> ServedAnswers:
     """Put every text to the live server, alone, concurrently, and in requests of several rows.
 
@@ -48,6 +56,7 @@ def ask(
         url: host:port of the protocol.
         names: of the models; the main ensemble is asked, or the one over TorchScript.
         limit: tokens that the model reads.
+        padded: whether rows of one request are padded, so that requests mix lengths as `parity.ways_of_asking` says.
 
     Raises:
         GateError: if a text gets no answer, naming it.
@@ -62,7 +71,7 @@ def ask(
             before = _counted(url, protocol, classifier)
             ways["concurrent"] = _concurrently(client, plain)
             after = _counted(url, protocol, classifier)
-            ways["rows"] = client.predict_many(plain, diagnostics=True)
+            ways["rows"] = _in_rows(client, texts) if padded else client.predict_many(plain, diagnostics=True)
     except (BetClientError, InferenceServerException) as error:
         raise GateError(f"the live server cannot be compared with: {error}") from error
     predictions = {way: _all_answered(way, given) for way, given in ways.items()}
@@ -80,6 +89,16 @@ def _one(client: Client, text: str) -> Prediction | BetClientError:
         return client.predict(text, diagnostics=True)
     except BetClientError as error:
         return error
+
+
+def _in_rows(client: Client, texts: Sequence[GateText]) -> list[Prediction | BetClientError]:
+    """Requests of several rows, each filled up to its longest by the server."""
+    answers: list[Prediction | BetClientError] = [BetClientError("not asked")] * len(texts)
+    for group, _ in ways_of_asking([text.ids for text in texts], padded=True)["filled"]:
+        given = client.predict_many([texts[i].text for i in group], diagnostics=True)
+        for i, answer in zip(group, given, strict=True):
+            answers[i] = answer
+    return answers
 
 
 def _counted(url: str, protocol: Protocol, model: str) -> tuple[int, int]:

@@ -65,10 +65,15 @@ class Bucket:
 
 
 def length_buckets(limit: int) -> list[Bucket]:
-    """One token, up to 16, 64, 256, below the limit, at the limit, over it."""
+    """One token, up to 16, 64, 256, below the limit, at the limit, one over it, further over it."""
     ends = [end for end in (1, 16, 64, 256) if end < limit - 1] + [limit - 1, limit]
     lows = [1, *(end + 1 for end in ends[:-1])]
-    return [*(Bucket(low, high) for low, high in zip(lows, ends, strict=True) if low <= high), Bucket(limit + 1, None)]
+    over = Bucket(limit + 1, limit + 1)
+    return [
+        *(Bucket(low, high) for low, high in zip(lows, ends, strict=True) if low <= high),
+        over,
+        Bucket(limit + 2, None),
+    ]
 
 
 def choose_texts(

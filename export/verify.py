@@ -25,10 +25,12 @@ from export.errors import ExportError, GateError, RepositoryError
 from export.manifest import encoder_of, kind_of
 from export.onnx_format import open_session
 from export.parity import Parity, onnx_executor, run, tolerances_of
-from export.repository import Names, classifier_config, parameters
+from export.precision import FP32
+from export.repository import Names, level_of, parameters, read_config
 from export.rows import RowFiles, texts_of
 from export.served import Protocol
 from export.texts import GateText, choose_texts
+from serve.cpu import other_processor
 from train.checkpoint import sha256_of
 from train.errors import TrainError
 from train.tokenizer import load_tokenizer
@@ -68,19 +70,25 @@ def verify(options: VerifyOptions) -> Report:
         raise RepositoryError(f"version {number} is not whole: {'; '.join(faults)}; export it again")
     report = Report("verify")
     report.add("version_mismatch", float(_served_versions(options, names) != {number}), "", "== 0")
+    if warning := other_processor(manifest):
+        _log.warning("%s", warning)
     checkpoint = checkpoint_of(manifest)
     texts = _texts(options, names, number, manifest, checkpoint)
-    if checkpoint is not None:
+    precision = manifest.get("precision", FP32.name)
+    if checkpoint is not None and precision == FP32.name:
         truth = f"PyTorch, from {checkpoint.path}"
         reference = checkpoint.answers(
             decision_of(checkpoint.kind, manifest["calibration"]), [text.ids for text in texts]
         )
     else:
-        truth = "the exported graph, by ONNX Runtime in this process (the checkpoint of the manifest is not there)"
+        why = "the checkpoint of the manifest is not there" if checkpoint is None else f"it is in {precision}"
+        truth = f"the exported graph, by ONNX Runtime in this process ({why})"
         reference = graph_answers(options.repository, names, number, manifest, texts)
     _log.info("truth: %s", truth)
-    live = served.ask(options.url, names, options.protocol, texts, manifest["tokenizer"]["max_length"])
-    parity = Parity(reference, texts, tolerances_of(kind_of(manifest), len(manifest["labels"])))
+    padded = kind_of(manifest).padded
+    limit = manifest["tokenizer"]["max_length"]
+    live = served.ask(options.url, names, options.protocol, texts, limit, padded=padded)
+    parity = Parity(reference, texts, tolerances_of(kind_of(manifest), len(manifest["labels"])), padded=padded)
     parity.add("served", live.answers)
     parity.add_to(report)
     report.add("token_count_flips", live.miscounted, "answers", "== 0")
@@ -155,6 +163,7 @@ def graph_answers(
     repository: Path, names: Names, number: int, manifest: dict[str, Any], texts: Sequence[GateText]
 ) -> Answers:
     """What a version's ONNX graph says in this process, each text alone, with the session options that are served."""
-    options = parameters(classifier_config(names, len(manifest["labels"]), kind=kind_of(manifest)))
-    session = open_session(repository / names.classifier / str(number) / "model.onnx", options)
+    config = read_config(repository / names.classifier / "config.pbtxt")
+    graph = repository / names.classifier / str(number) / "model.onnx"
+    session = open_session(graph, parameters(config), level_of(config))
     return run(onnx_executor(session), [text.ids for text in texts], [([i], False) for i in range(len(texts))])

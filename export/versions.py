@@ -28,6 +28,7 @@ from export.repository import (
     Pins,
     challenger_file,
     ensemble_files,
+    level_of,
     read_config,
     replace_text,
     step_files,
@@ -59,6 +60,23 @@ def files_of(names: Names) -> dict[str, tuple[str, ...]]:
         names.torchscript_classifier: ("model.pt",),
         names.classifier: ("model.onnx", PARITY),
     }
+
+
+def level_of_others(repository: Path, names: Names) -> str | None:
+    """The optimisation level at which other versions of the name were compared, or None where there are none.
+
+    A configuration is the model's, not a version's: another level would change the answers of all.
+
+    Raises:
+        RepositoryError: if the configuration cannot be read, or has no level that an export chooses.
+    """
+    path = repository / names.classifier / "config.pbtxt"
+    if not numbers(repository, names) or not path.exists():
+        return None
+    try:
+        return level_of(read_config(path))
+    except text_format.ParseError as error:
+        raise RepositoryError(f"{path} is not a configuration: {error}") from error
 
 
 def read_pins(repository: Path, names: Names) -> Pins | None:
@@ -300,7 +318,7 @@ def install(repository: Path, names: Names, staged: Path, staged_number: int, ma
         exported = numbers(repository, names)
         number = max(exported, default=0) + 1
         seal(names, staged, staged_number, {**manifest, "version": number})
-        for relative, text in step_files(names, len(labels), kind).items():
+        for relative, text in step_files(names, len(labels), kind, manifest.get("graph_level", "all")).items():
             if not _fits(repository / relative, text):
                 replace_text(repository / relative, text)
         for model in names.versioned:
@@ -409,15 +427,20 @@ def _write_pins(repository: Path, names: Names, manifest: dict[str, Any], pins: 
 
 
 def _fits(path: Path, text: str) -> bool:
-    """Whether a configuration is there and has the tensors that are wanted; then an operator's numbers in it stay."""
+    """Whether a configuration has the tensors and the level that are wanted; then an operator's numbers in it stay."""
     try:
         there = read_config(path)
     except (OSError, text_format.ParseError):
         return False
     wanted = text_format.Parse(text, type(there)())
-    return all(
-        list(getattr(there, field)) == list(getattr(wanted, field)) for field in ("input", "output", "batch_input")
-    ) and (there.backend, there.name) == (wanted.backend, wanted.name)
+    same_level = there.optimization.graph.level == wanted.optimization.graph.level
+    return (
+        same_level
+        and all(
+            list(getattr(there, field)) == list(getattr(wanted, field)) for field in ("input", "output", "batch_input")
+        )
+        and (there.backend, there.name) == (wanted.backend, wanted.name)
+    )
 
 
 def _flush(path: Path) -> None:

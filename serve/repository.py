@@ -17,6 +17,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from serve.cpu import other_processor
 from serve.errors import RepositoryError
 
 CONFIG = "config.pbtxt"
@@ -116,7 +117,10 @@ class Repository:
             if not manifest.exists():
                 continue
             try:
-                probe = json.loads(manifest.read_text(encoding="utf-8")).get("probe")
+                content = json.loads(manifest.read_text(encoding="utf-8"))
+                # TorchScript stays in fp32 where the ONNX graph does not, and has a probe of its own there.
+                script = any(self.models[s.model].backend == "pytorch" for s in self.models[name].steps)
+                probe = (script and content.get("probe_torchscript")) or content.get("probe")
                 if probe is not None:
                     return _probe(name, probe)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -124,6 +128,26 @@ class Repository:
                     f"{manifest} has no readable probe ({error!r}); export the version again"
                 ) from error
         return None
+
+    def processor_warning(self, name: str) -> str:
+        """What to say where an ensemble's version was compared on another kind of processor; else empty.
+
+        Raises:
+            RepositoryError: if its manifest cannot be read.
+        """
+        steps = self.models[name].steps
+        if any(self.models[step.model].backend == "pytorch" for step in steps):
+            return ""  # in fp32, whatever the ONNX graph is in
+        for step in steps:
+            model = self.models[step.model]
+            version = model.versions[-1] if step.version < 0 else step.version
+            manifest = model.folder / str(version) / "manifest.json"
+            if manifest.exists():
+                try:
+                    return other_processor(json.loads(manifest.read_text(encoding="utf-8")))
+                except ValueError as error:
+                    raise RepositoryError(f"{manifest} cannot be read ({error}); export the version again") from error
+        return ""
 
     def _require_versions(self, model: Model) -> None:
         for step in model.steps or (Step(model.name, -1),):

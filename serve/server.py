@@ -70,6 +70,9 @@ def start(
     content = read_repository(repository, device)
     names = content.servable(models)
     require_intact(content, names)
+    for name in names:
+        if warning := content.processor_warning(name):
+            LOG.warning("%s", warning)
     LOG.info("starting Triton (%s, %s) on %s with %s", engine, device, content.path, ", ".join(names))
     for attempt in range(1, _PORT_ATTEMPTS + 1):
         ports = Ports(*(free_port(host) if p is None else p for p in (http_port, grpc_port, metrics_port)))

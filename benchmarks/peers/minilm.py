@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -109,10 +110,11 @@ def _fetch_encoder(folder: Path) -> Path:
     return encoder
 
 
-def _fine_tune(model: PreTrainedModel, tokenizer: Tokenizer, rows: Split, recipe: Recipe, draw: random.Random) -> None:
+def _fine_tune(model: Any, tokenizer: Tokenizer, rows: Split, recipe: Recipe, draw: random.Random) -> None:
     """Train head, pooler and the last layers on crops, by AdamW with a linear warm-up and decay."""
-    trained = [*model.base_model.pooler.parameters(), *model.classifier.parameters()]
-    for layer in model.base_model.encoder.layer[-recipe.trained_layers :]:
+    encoder = model.base_model
+    trained = [*encoder.pooler.parameters(), *model.classifier.parameters()]
+    for layer in encoder.encoder.layer[-recipe.trained_layers :]:
         trained += layer.parameters()
     for parameter in model.parameters():
         parameter.requires_grad_(False)

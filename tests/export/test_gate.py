@@ -247,6 +247,23 @@ def test_every_way_of_asking_covers_every_text_once_and_joins_different_lengths(
     assert any(len({len(documents[i]) for i in group}) > 1 for group, _ in ways["joined"])
 
 
+def test_a_padded_model_is_asked_in_the_same_ways_for_fewer_tokens(some_texts: list[GateText]) -> None:
+    """Joined rows cost as much as the longest, so texts of similar lengths are joined, and some of every length."""
+    documents = [text.ids for text in some_texts]
+    sizes = [len(ids) for ids in documents]
+
+    def tokens(groups: Sequence[tuple[list[int], bool]]) -> int:
+        return sum(len(group) * max(sizes[i] for i in group) for group, _ in groups)
+
+    ways, mixed = ways_of_asking(documents, padded=True), ways_of_asking(documents)
+    for way in ("joined", "filled"):
+        assert sorted(i for group, _ in ways[way] for i in group) == list(range(len(documents)))
+        assert {2, 3, 7} <= {len(group) for group, _ in ways[way]}
+        assert any({min(sizes), max(sizes)} <= {sizes[i] for i in group} for group, _ in ways[way])
+        assert tokens(ways[way]) < tokens(mixed[way]) * 2 / 3
+    assert ways["alone"] == mixed["alone"]
+
+
 def test_the_worst_text_is_named_by_position_bucket_and_length(
     tiny_checkpoint: Path, some_texts: list[GateText]
 ) -> None:

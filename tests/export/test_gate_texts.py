@@ -34,7 +34,8 @@ def test_the_limit_and_what_is_beyond_it_have_buckets_of_their_own() -> None:
         "65-256",
         "257-511",
         "512",
-        ">=513",
+        "513",
+        ">=514",
     ]
 
 
@@ -42,8 +43,9 @@ def test_short_texts_are_joined_and_cut_until_every_bucket_is_full(tiny_checkpoi
     tokenizer = load_tokenizer(tiny_checkpoint)
     texts = choose_texts(TextEncoder(tokenizer, 128, 32, False, UNK_ID), REVIEWS, [1, 0, 0], count=60)
     by_bucket = {name: [t for t in texts if t.bucket == name] for name in {t.bucket for t in texts}}
-    assert set(by_bucket) == {"1", "2-16", "17-64", "65-127", "128", ">=129", "hostile"}
-    assert all(len(chosen) >= 10 for chosen in by_bucket.values())
+    assert set(by_bucket) == {"1", "2-16", "17-64", "65-127", "128", "129", ">=130", "hostile"}
+    assert {t.tokens for t in by_bucket["129"]} == {129}
+    assert all(len(chosen) >= 8 for chosen in by_bucket.values())
     for text, ids in zip(texts, encode(tokenizer, [t.text for t in texts], 128, 32), strict=True):
         np.testing.assert_array_equal(text.ids, ids)
         assert len(ids) == min(text.tokens, 128)

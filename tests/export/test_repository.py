@@ -8,16 +8,19 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from export.errors import RepositoryError
 from export.outputs import CLASSIFIER_OUTPUTS, TOKENIZER_OUTPUTS
 from export.repository import (
     DEFAULT_LABELS,
     DEFAULT_NAME,
     GPU,
+    GRAPH_LEVELS,
     Names,
     Pins,
     classifier_config,
     ensemble_config,
     ensemble_files,
+    level_of,
     parameters,
     read_config,
     replace_text,
@@ -101,6 +104,39 @@ def test_the_gpu_configuration_asks_for_a_gpu_and_keeps_the_tensors() -> None:
             list(gpu.output),
             list(gpu.batch_input),
         )
+
+
+def test_tensorrt_is_a_configuration_of_its_own_with_the_same_tensors(tmp_path: Path) -> None:
+    write_configurations(tmp_path, Names("bet"), ("no", "yes"), Pins(1))
+    cpu = read_config(tmp_path / "bet_classifier" / "config.pbtxt")
+    plain = read_config(tmp_path / "bet_classifier" / "configs" / "gpu.pbtxt")
+    tensorrt = read_config(tmp_path / "bet_classifier" / "configs" / "gpu_tensorrt.pbtxt")
+    assert (list(cpu.input), list(cpu.output), list(cpu.batch_input)) == (
+        list(tensorrt.input),
+        list(tensorrt.output),
+        list(tensorrt.batch_input),
+    )
+    (accelerator,) = tensorrt.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "tensorrt"
+    # The names that onnxruntime_backend's src/onnxruntime.cc knows; it refuses any other.
+    assert set(accelerator.parameters) == {
+        "precision_mode", "max_workspace_size_bytes", "trt_engine_cache_enable", "trt_engine_cache_path",
+    }  # fmt: skip
+    tensorrt.ClearField("optimization")
+    assert tensorrt == plain
+
+
+@pytest.mark.parametrize("level", GRAPH_LEVELS)
+def test_a_level_is_written_for_every_device_and_read_back(level: str) -> None:
+    for device in ("cpu", GPU):
+        assert level_of(classifier_config(Names("bet"), 2, device, level=level)) == level
+
+
+def test_a_level_that_no_export_chooses_is_said() -> None:
+    config = classifier_config(Names("bet"), 2)
+    config.optimization.graph.level = 2
+    with pytest.raises(RepositoryError, match="graph level 2; write -1, 1, 0"):
+        level_of(config)
 
 
 def test_labels_in_any_script_survive_the_file(tmp_path: Path) -> None:
