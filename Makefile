@@ -54,6 +54,7 @@ demo: env ## train, export, serve, predict and load-test; prints what it measure
 
 # The temporary folders lie inside the project so that coverage sees the copies of model.py that Triton runs there.
 test: env ## the tests, with coverage (PYTEST="tests/serve -x" for a part)
+	@mkdir -p build
 	@$(PYTHON_IN) -m pytest -m "not heavy" --basetemp build/tests $(or $(PYTEST),--cov)
 
 test-heavy: env ## the tests marked heavy: minutes each
