@@ -100,7 +100,9 @@ class Truth:
         encoder = encoder_of(load_tokenizer(models / names.tokenizer / str(number)), manifest["tokenizer"])
         encoded = texts_as_they_stand(encoder, list(texts))
         answers = graph_answers(models, names, number, manifest, encoded)
-        return Truth(answers, encoded, encoder.max_length, dict(tolerances_of(kind_of(manifest))))
+        return Truth(
+            answers, encoded, encoder.max_length, dict(tolerances_of(kind_of(manifest), len(manifest["labels"])))
+        )
 
     def gave(self, call: Call, labels: Sequence[str]) -> bool:
         """Whether an answer, with everything in it, is this version's."""
