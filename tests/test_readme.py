@@ -73,7 +73,7 @@ def test_every_journey_has_commands_that_are_run_here() -> None:
     assert README.count("\n### ") == 6
     assert set(BLOCKS) == {
         "my-data", "my-checkpoint", "my-application", "my-application-python", "my-application-curl", "my-servers",
-        "my-versions", "my-slo",
+        "my-versions", "my-promotion", "my-slo",
     }  # fmt: skip
     assert len(README.splitlines()) <= 250
     assert "@@" not in README
@@ -136,6 +136,18 @@ def test_my_versions_are_listed_and_verified(checkout: Path, ports: dict[str, st
     listed, verified = (run(line, checkout).stdout for line in commands("my-versions", **ports))
     assert "answers" in listed
     assert "MISSED" not in verified
+
+
+@pytest.mark.heavy  # a server of its own, a comparison and a watch; each is tested by itself
+def test_my_promotion_is_compared_recorded_and_registered(checkout: Path) -> None:
+    import serve  # noqa: PLC0415
+
+    with serve.start(checkout / "model_repository") as own:
+        lines = commands("my-promotion", _8001=own.grpc_url)
+        promoted, audited, pushed = (run(line, checkout).stdout for line in lines)
+    assert "MISSED" not in promoted
+    assert "begun" in audited
+    assert "version 1 of the registry" in pushed
 
 
 def test_my_slo_is_judged(checkout: Path, ports: dict[str, str]) -> None:
