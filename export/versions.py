@@ -308,17 +308,24 @@ def install(repository: Path, names: Names, staged: Path, staged_number: int, ma
         manifest: complete but for its version and the hashes of its files.
 
     Raises:
-        RepositoryError: if the labels differ from those pinned.
+        RepositoryError: if the labels, or the level of optimisation, differ from those that are there.
     """
-    labels, kind = tuple(manifest["labels"]), kind_of(manifest)
+    labels, kind, level = tuple(manifest["labels"]), kind_of(manifest), manifest.get("graph_level", "all")
     with _locked(repository):
         require_same_answers(repository, names, labels, kind)
+        others = level_of_others(repository, names)
+        if others not in (None, level):
+            raise RepositoryError(
+                f"this version was compared at ONNX Runtime's level {level!r} and those of {names.ensemble!r} in "
+                f"{repository} run at {others!r}, which one configuration sets for all: choose another --name, or a "
+                "repository without them"
+            )
         with contextlib.suppress(RepositoryError), switching(repository, names):  # else a promotion that lives
             remove_challengers(repository, names)
         exported = numbers(repository, names)
         number = max(exported, default=0) + 1
         seal(names, staged, staged_number, {**manifest, "version": number})
-        for relative, text in step_files(names, len(labels), kind, manifest.get("graph_level", "all")).items():
+        for relative, text in step_files(names, len(labels), kind, level).items():
             if not _fits(repository / relative, text):
                 replace_text(repository / relative, text)
         for model in names.versioned:
