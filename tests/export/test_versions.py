@@ -192,7 +192,7 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(models: P
 def test_a_version_of_another_level_does_not_change_what_the_others_answer_with(models: Path, stage: Stage) -> None:
     folder, manifest = stage(graph_level="basic")
     before = (models / "bet_classifier" / "config.pbtxt").read_bytes()
-    with pytest.raises(RepositoryError, match="level 'basic' and those of 'bet' in .* run at 'all'"):
+    with pytest.raises(RepositoryError, match=r"level 'basic' and those of 'bet' in .* run at 'all'"):
         versions.install(models, BET, folder, 1, manifest)
     assert (models / "bet_classifier" / "config.pbtxt").read_bytes() == before
     assert versions.numbers(models, BET) == [1]

@@ -156,8 +156,9 @@ def running(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         for model, file in (("bet_tokenizer", "model.py"), ("bet_classifier", "model.onnx")):
             damage(models / model / str(number) / file)
         damage(models / "bet_classifier_torchscript" / str(number) / "model.pt")
-    with serve.start(models) as server:
-        yield models, server
+    server = serve.start(models)
+    yield models, server
+    server.stop(drain_seconds=2)  # Triton waits half a minute for models that it refused to load
 
 
 def answer(server: serve.Server) -> bytes:
