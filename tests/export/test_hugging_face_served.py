@@ -107,12 +107,14 @@ def asked_for(server: serve.Server, output: str) -> str:
     return str(refused.value.message())
 
 
+@pytest.mark.heavy
 def test_a_roberta_goes_the_whole_way(tmp_path: Path) -> None:
     """Other positions, another padding id, and a text that was cut at the limit of 514 - 2."""
     rows = write_rows(write_folder(tmp_path / "model", "roberta"), tmp_path / "rows.csv")
     assert add(tmp_path / "model", rows, tmp_path / "models") == 0
 
 
+@pytest.mark.heavy
 def test_verify_list_promote_rollback_and_remove(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = theirs / "models"
     assert add(theirs / "model", theirs / "rows.csv", models) == 0
@@ -141,6 +143,7 @@ def test_verify_list_promote_rollback_and_remove(theirs: Path, capsys: pytest.Ca
     assert [v["number"] for v in json.loads(capsys.readouterr().out)["versions"]] == [1]
 
 
+@pytest.mark.heavy
 def test_verify_without_the_folder_compares_with_the_exported_graph(
     theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,6 @@ from export.padded_onnx import export_padded
 from export.parity import PADDED_TOLERANCES
 from train.decision import Decision
 
-FAST = "bert"
 SERVED = [family for family in FAMILIES if family not in ("fnet", "data2vec-text")]
 LENGTHS = (2, 3, 17, LIMIT)
 EQUAL = [[length] * rows for rows in (1, 2, 3, 7) for length in LENGTHS]
@@ -47,9 +46,8 @@ def in_pytorch(classifier: PaddedClassifier, ids: torch.Tensor, lengths: torch.T
     }
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[] if name == FAST else pytest.mark.heavy) for name in SERVED]
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("family", SERVED)
 def test_dynamo_carries_every_family_at_every_number_of_rows_and_tokens(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

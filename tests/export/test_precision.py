@@ -257,6 +257,7 @@ def test_only_what_is_faster_by_more_than_the_noise_is_served(
     assert choice.served.name == served
 
 
+@pytest.mark.heavy
 def test_the_served_level_is_in_the_configuration_and_other_versions_of_the_name_keep_to_it(
     theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ def test_the_command_reports_what_differs_and_leaves_an_audit_line_a_step(
     assert "rollback 2 -> 1  answers: done" in lines[-1]
 
 
+@pytest.mark.heavy
 def test_a_version_that_changes_more_than_is_allowed_is_refused(on_first: tuple[Path, serve.Server]) -> None:
     models, server = on_first
     altered(models / "bet_classifier" / "2" / "model.onnx", lambda path: shift_graph(path, 8))
@@ -172,6 +173,7 @@ def test_a_version_that_changes_more_than_is_allowed_is_refused(on_first: tuple[
     assert steps(models)[-1] == ("refused", "refused")
 
 
+@pytest.mark.heavy
 def test_a_file_that_is_replaced_after_the_comparison_is_seen_and_returned_from(
     on_first: tuple[Path, serve.Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +194,7 @@ def test_a_version_that_gets_slow_after_the_comparison_is_returned_from(
     _require_returned(switch, models, server, "times as long")
 
 
+@pytest.mark.heavy
 def test_a_version_whose_processes_die_after_the_switch_is_returned_from(
     on_first: tuple[Path, serve.Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +220,7 @@ def test_a_version_whose_processes_die_after_the_switch_is_returned_from(
         control.load("bet_classifier")  # living ones for the tests to come
 
 
+@pytest.mark.heavy
 def test_a_server_that_refuses_the_pins_goes_on_with_the_old_version(
     on_first: tuple[Path, serve.Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +231,7 @@ def test_a_server_that_refuses_the_pins_goes_on_with_the_old_version(
     _require_returned(switch, models, server, "did not load 'bet'")
 
 
+@pytest.mark.heavy
 def test_an_interrupted_watch_goes_back(on_first: tuple[Path, serve.Server], monkeypatch: pytest.MonkeyPatch) -> None:
     models, server = on_first
 
@@ -252,6 +257,7 @@ def test_a_version_that_is_not_whole_is_refused_before_the_server_reads_it(
     assert answering(server) == {1}
 
 
+@pytest.mark.heavy
 def test_what_a_killed_promotion_left_is_cleaned_up_by_the_next(on_first: tuple[Path, serve.Server]) -> None:
     models, server = on_first
     with Control(server.grpc_url) as control:
@@ -280,6 +286,7 @@ def test_a_version_that_a_server_answers_with_is_not_removed(
     assert versions.numbers(models, BET) == [1, 2]
 
 
+@pytest.mark.heavy
 def test_ensembles_that_pin_different_versions_are_shown_and_mended(
     on_first: tuple[Path, serve.Server], capsys: pytest.CaptureFixture[str]
 ) -> None:
