@@ -218,6 +218,7 @@ def test_every_command_explains_itself_with_an_example(command: str, capsys: pyt
     assert f"example: python -m export {command} " in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 def test_labelled_rows_of_a_user_make_a_version_under_another_name(
     tiny_checkpoint: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

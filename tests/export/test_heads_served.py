@@ -27,6 +27,8 @@ from serve.probe import ProbeError, require_right_answer
 from serve.repository import read_repository
 from verdict import Report
 
+pytestmark = pytest.mark.heavy  # a server with five ensembles; the same forms are compared in process in test_heads
+
 Protocol = Literal["grpc", "http"]
 SOME = [*TEXTS[:10], "good [SEP] bad", " ".join(TEXTS[:4])]
 

@@ -35,7 +35,14 @@ from export.texts import HOSTILE
 from train.decision import Decision
 from verdict import Report
 
-SERVED = [family for family in FAMILIES if family not in ("fnet", "data2vec-text")]
+# Positions from 0 and behind the padding, absolute and relative; all of them go through the live server in
+# test_families_served.
+FAST = ("bert", "roberta", "deberta-v2", "modernbert")
+SERVED = [
+    pytest.param(family, marks=[] if family in FAST else pytest.mark.heavy)
+    for family in FAMILIES
+    if family not in ("fnet", "data2vec-text")
+]
 
 
 @pytest.fixture(scope="session")

@@ -146,6 +146,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
+@pytest.mark.heavy
 def test_a_version_pulled_on_a_clean_machine_answers_with_the_same_bits(
     repository: Path, server: serve.Server, uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,6 +51,9 @@ def require_sound(models: Path, names: Names = BET) -> None:
                     assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == recorded[file]
 
 
+pytestmark = pytest.mark.heavy  # a minute of processes that are killed; what they rest on is in test_versions
+
+
 @pytest.fixture(autouse=True)
 def reports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -208,7 +211,6 @@ def require_answers(url: str, name: str, text: str) -> int:
     return pinned
 
 
-@pytest.mark.heavy
 def test_sigkill_during_a_promotion_leaves_one_version_answering(
     beside: Path, server: serve.Server, tmp_path: Path
 ) -> None:
@@ -232,7 +234,6 @@ def test_sigkill_during_a_promotion_leaves_one_version_answering(
     assert versions.read_pins(beside, BET) == Pins(2, 1)
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["bet", "softmax"])
 def test_after_a_kill_at_any_moment_of_a_promotion_a_restart_answers_and_the_next_one_goes_through(
     kind: str, repository: Path, tmp_path: Path
@@ -275,7 +276,6 @@ def test_after_a_kill_at_any_moment_of_a_promotion_a_restart_answers_and_the_nex
     assert number > 10
 
 
-@pytest.mark.heavy
 def test_a_damaged_version_that_does_not_answer_keeps_nothing_from_starting(beside: Path, tmp_path: Path) -> None:
     for damage in ("truncated", "altered", "half there", "without a manifest"):
         models = tmp_path / damage.replace(" ", "-") / "models"
@@ -295,7 +295,6 @@ def test_a_damaged_version_that_does_not_answer_keeps_nothing_from_starting(besi
             assert require_answers(server.grpc_url, "bet", TEXT) == 1
 
 
-@pytest.mark.heavy
 def test_export_add_on_a_full_disk_says_so_and_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
