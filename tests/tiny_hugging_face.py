@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
@@ -26,6 +28,7 @@ transformers.utils.logging.disable_progress_bar()
 
 LABELS = ("anger", "joy", "neither")
 LIMIT = 40
+_WORDS = 60  # the most frequent ones are pieces of their own
 _TOPICS = ("film", "story", "actor", "ending", "score", "camera", "joke", "scene", "plot", "song")
 _MOODS = ("wonderful", "terrible", "dull", "moving", "strange", "loud", "clever", "slow", "warm", "cold")
 TEXTS = tuple(
@@ -168,14 +171,20 @@ def write_rows(folder: Path, to: Path, *, rows: int = 160) -> Path:
 
 
 def tokenizer_of(kind: Family) -> Tokenizer:
-    """A WordPiece tokenizer of the texts, with the special tokens of a family."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token=kind.unknown))
+    """A WordPiece tokenizer of the texts' characters and most frequent words, with the special tokens of a family.
+
+    Its vocabulary is counted here: the library's trainer breaks ties at random, and every weight would mean another
+    piece in the next process.
+    """
+    words = Counter(word for text in TEXTS for word in re.findall(r"\w+", text.lower()))
+    characters = sorted({*"<>[]/ckpsu!.?", *"".join(words)})
+    frequent = sorted(word for word, _ in sorted(words.items(), key=lambda item: (-item[1], item[0]))[:_WORDS])
+    pieces = [*kind.special, *characters, *(f"##{c}" for c in characters), *(w for w in frequent if len(w) > 1)]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=kind.unknown))
+    tokenizer.add_special_tokens(list(kind.special))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=150, special_tokens=list(kind.special), show_progress=False, initial_alphabet=sorted("<>[]/ckpsu")
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{kind.opening} $A {kind.closing}",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (kind.opening, kind.closing)],
