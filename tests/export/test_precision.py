@@ -22,10 +22,10 @@ import serve
 from export import add as command
 from export import versions
 from export.__main__ import main
-from export.add import AddOptions, add
+from export.add import AddOptions, add, clear_of_rows
 from export.answers import Answers
 from export.candidates import Candidate, Choice, candidates, choose
-from export.checkpoints import gate_texts, load_checkpoint
+from export.checkpoints import Exportable, gate_texts, load_checkpoint
 from export.encoder import Ids
 from export.hugging_face import HuggingFaceCheckpoint
 from export.manifest import read_manifest
@@ -38,6 +38,8 @@ from export.staged import StagedVersion
 from export.texts import GateText
 from serve.cpu import cpu_flags, other_processor
 from serve.repository import read_repository
+from train.calibration import Calibration
+from train.decision import Decision
 
 NAMES = Names("theirs")
 
@@ -92,13 +94,20 @@ def options(theirs: Path, repository: Path, precision: Precision, **more: object
     )
 
 
+def _decide(checkpoint: Exportable, files: RowFiles) -> Decision:
+    """As `add` does: with a conformal threshold that is no row's own score, which rounding would move."""
+    calibration = checkpoint.calibrate(files, 5)
+    assert isinstance(calibration, Calibration)
+    return clear_of_rows(calibration.decide(max_error=0.6), calibration.true_probability)
+
+
 def stage(theirs: Path, precision: Precision, to: Path) -> StagedVersion:
     checkpoint, files = load_checkpoint(theirs / "model"), RowFiles(calibration=theirs / "model.csv")
-    full = checkpoint.calibrate(files, 5).decide(max_error=0.6)
+    full = _decide(checkpoint, files)
     low, decision = None, full
     if precision is not FP32:
         low = Lowered(precision, lowered(checkpoint, precision, "cpu"), full)
-        decision = low.checkpoint.calibrate(files, 5).decide(max_error=0.6)
+        decision = _decide(low.checkpoint, files)
     version = StagedVersion(to, NAMES, checkpoint, decision, files, low)
     version.write()
     return version
