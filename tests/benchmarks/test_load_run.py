@@ -14,18 +14,21 @@ from load_runs import TEXTS, USERS, Command, Run, write_ensemble
 import serve
 from benchmarks.triton_statistics import StatisticsReader
 
-RATE, DURATION = 100, 4
+RATE, DURATION = 50, 4
 
 
 @pytest.fixture(scope="module")
 def runs(benchmarks: Command, triton: serve.Server, texts_file: Path, lenient: Path) -> dict[str, Run]:
-    """One run over gRPC for each stand-in, all at once, since each leaves the machine mostly idle."""
-    names = ("bet", "bet_half_percent", "bet_two_percent", "bet_wrong", "bet_drift", "bet_slow")
+    """One run over gRPC for each stand-in, three at once: together they ask for less than a slow machine can give."""
     pace = ("--rate", str(RATE), "--duration", str(DURATION))
-    started = {
-        name: benchmarks.load(triton.grpc_url, texts_file, lenient, "--model", name, *pace, "--json") for name in names
-    }
-    return {name: run.finish() for name, run in started.items()}
+    done: dict[str, Run] = {}
+    for names in (("bet", "bet_half_percent", "bet_two_percent"), ("bet_wrong", "bet_drift", "bet_slow")):
+        started = {
+            name: benchmarks.load(triton.grpc_url, texts_file, lenient, "--model", name, *pace, "--json")
+            for name in names
+        }
+        done |= {name: run.finish() for name, run in started.items()}
+    return done
 
 
 def test_a_right_server_within_its_targets_is_green(runs: dict[str, Run]) -> None:
@@ -61,7 +64,7 @@ def test_two_percent_of_failures_miss_a_limit_of_one_percent(runs: dict[str, Run
     run = runs["bet_two_percent"]
     assert run.process.returncode == 1
     assert run.missed == {"error_rate"}
-    assert run.values["error_rate"] == pytest.approx(0.02, abs=0.005)
+    assert run.values["error_rate"] == pytest.approx(0.02, abs=0.006)  # four of 200, or a neighbour
     (failure,) = run.report["failures"].values()
     assert "no memory left" in failure["first_message"]
 
@@ -85,9 +88,9 @@ def test_a_server_slower_than_the_rate_is_the_servers_miss_and_its_queue_shows(r
     assert run.process.returncode == 1
     assert run.report["standing"] == "missed"
     assert "the server answered too slowly" in run.report["problems"][0]
-    # It holds 20 of 100 requests/s: by the end, most of what was due had not been sent, and counts as waiting.
+    # It holds 20 of 50 requests/s: by the end, most of what was due had not been sent, and counts as waiting.
     assert (run.values["offered"] or 1) < 0.5
-    assert (run.values["latency_p99"] or 0) > 1000 * DURATION / 2
+    assert (run.values["latency_p99"] or 0) > 1000 * DURATION / 3
     assert run.values["error_rate"] == 0
 
 
