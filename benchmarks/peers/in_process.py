@@ -1,6 +1,6 @@
-"""A peer's application without server and network: `python in_process.py APPLICATION SECONDS < texts.json`.
+"""A peer's classifier without server and network: `python in_process.py APPLICATION SECONDS < texts.json`.
 
-Runs in the peers' environment. It loads the application, answers every text once, prints "ready", waits for a line, and
+Runs in the peers' environment. It loads the classifier, answers every text once, prints "ready", waits for a line, and
 prints how many texts it then classified in SECONDS: what the application costs without HTTP.
 """
 
@@ -13,16 +13,16 @@ import time
 
 def main() -> None:
     """Classify one text after the other."""
-    application = importlib.import_module(sys.argv[1])
-    texts = [application.Text(text=text) for text in json.loads(sys.stdin.readline())]
+    classifier = importlib.import_module(sys.argv[1]).classifier
+    texts = json.loads(sys.stdin.readline())
     for text in texts:
-        application.predict(text)
+        classifier(text, truncation=True)
     print("ready", flush=True)
     sys.stdin.readline()
     end = time.perf_counter() + float(sys.argv[2])
     done = 0
     for text in itertools.cycle(texts):
-        application.predict(text)
+        classifier(text, truncation=True)
         if time.perf_counter() > end:
             break
         done += 1

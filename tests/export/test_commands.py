@@ -27,11 +27,6 @@ REVIEWS = Path(__file__).parent / "reviews.jsonl"
 TEXT = "A wonderful film, and I would gladly watch it again."
 
 
-@pytest.fixture(autouse=True)
-def reports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run a command that must be refused as wrong use; its one line on standard error."""
     assert main(list(arguments)) == 2

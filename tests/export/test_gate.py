@@ -36,11 +36,6 @@ def good_onnx(repository: Path) -> Path:
     return repository / "bet_classifier" / "1" / "model.onnx"
 
 
-@pytest.fixture(autouse=True)
-def reports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def contents(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

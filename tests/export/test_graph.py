@@ -51,7 +51,7 @@ def classifier() -> ServedClassifier:
 
 
 @pytest.fixture(scope="module")
-def onnx_file(classifier: ServedClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def onnx_file(classifier: ServedClassifier, untraced_exporter: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     write_onnx(classifier, LABELS, path, {"note": "kept"})
     return path

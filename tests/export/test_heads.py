@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from onnx import helper, numpy_helper
 from tiny_hugging_face import LABELS, TEXTS, fix_logits, write_folder, write_rows
 from transformers import AutoModelForSequenceClassification
 
-from export import staged
 from export.__main__ import main
 from export.answers import Answers, compare
 from export.calibrations import MultiLabelCalibration, RegressionCalibration
@@ -26,7 +25,6 @@ from export.heads import MultiLabelHead, RegressionHead
 from export.hugging_face import HuggingFaceCheckpoint
 from export.onnx_format import open_session
 from export.outputs import KINDS, MULTI_LABEL, REGRESSION, SOFTMAX
-from export.padded import PaddedClassifier
 from export.parity import (
     Parity,
     onnx_executor,
@@ -251,19 +249,13 @@ def test_a_broken_graph_does_not_pass_the_gate(
 
 @pytest.mark.parametrize("kind", KINDS_MADE)
 def test_the_command_refuses_a_broken_graph_and_nothing_enters_the_repository(
-    kind: str, made: Callable[[str], Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    made: Callable[[str], Made],
+    tmp_path: Path,
+    break_onnx: Callable[[Callable[[onnx.ModelProto], None]], None],
 ) -> None:
     version = made(kind).version
-    write = staged.write_onnx
-
-    def write_broken(classifier: PaddedClassifier, labels: Sequence[str], path: Path, notes: dict[str, str]) -> None:
-        write(classifier, labels, path, notes)
-        model = onnx.load(path)
-        one_weight_changed(model)
-        onnx.save(model, path)
-
-    monkeypatch.setattr(staged, "write_onnx", write_broken)
-    monkeypatch.chdir(tmp_path)
+    break_onnx(one_weight_changed)
     arguments = ["add", str(version.checkpoint.path), "--calibration", str(version.files.calibration)]
     where = ["--name", "theirs", "--repository", str(tmp_path / "models")]
     assert main([*arguments, *where, "--max-error", "0.2", "--gate-texts", "7"]) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +18,13 @@ from tiny_hugging_face import FAMILIES, LABELS, LIMIT, TEXTS, without_limit, wri
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification
 
-from export import staged
 from export.__main__ import main
 from export.add import clear_of_rows, in_process_parity
 from export.checkpoints import gate_texts, load_checkpoint
 from export.hugging_face import HuggingFaceCheckpoint
 from export.onnx_format import open_session
 from export.outputs import SOFTMAX
-from export.padded import PaddedClassifier, pad_rows
+from export.padded import pad_rows
 from export.parity import onnx_executor
 from export.repository import Names
 from export.rows import RowFiles
@@ -70,11 +69,6 @@ def staged_of(made: Callable[[str], Path]) -> Callable[[str], StagedVersion]:
         return found[family]
 
     return of
-
-
-@pytest.fixture(autouse=True)
-def reports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def load(folder: Path, family: str) -> HuggingFaceCheckpoint:
@@ -254,17 +248,9 @@ def test_a_broken_graph_is_refused(
     missed: str,
     made: Callable[[str], Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    break_onnx: Callable[[Callable[[onnx.ModelProto], None]], None],
 ) -> None:
-    write = staged.write_onnx
-
-    def write_broken(classifier: PaddedClassifier, labels: Sequence[str], path: Path, notes: dict[str, str]) -> None:
-        write(classifier, labels, path, notes)
-        model = onnx.load(path)
-        break_it(model)
-        onnx.save(model, path)
-
-    monkeypatch.setattr(staged, "write_onnx", write_broken)
+    break_onnx(break_it)
     folder, models = made("bert"), tmp_path / "models"
     arguments = ["add", str(folder / "model"), "--calibration", str(folder / "rows.csv"), "--name", "theirs"]
     assert main([*arguments, "--repository", str(models), "--gate-texts", "21"]) == 1

@@ -19,11 +19,6 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from export.__main__ import main
 
 
-@pytest.fixture(autouse=True)
-def reports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A good folder `model` and its rows, made once; each test spoils a copy."""

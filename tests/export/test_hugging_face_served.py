@@ -24,11 +24,6 @@ from train.decision import Decision
 THEIRS = Names("theirs")
 
 
-@pytest.fixture(autouse=True)
-def reports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a BERT, its rows, and a repository that holds it as version 1."""

@@ -44,11 +44,6 @@ from train.decision import Decision
 NAMES = Names("theirs")
 
 
-@pytest.fixture(autouse=True)
-def reports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT whose weights are as narrow as trained ones, `wild` beside it with weights that 8 bits cannot hold."""

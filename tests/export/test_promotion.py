@@ -68,8 +68,7 @@ def on_first(live: tuple[Path, serve.Server]) -> Iterator[tuple[Path, serve.Serv
 
 
 @pytest.fixture(autouse=True)
-def reports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+def texts_here(tmp_path: Path, reports_here: None) -> Path:
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     return texts

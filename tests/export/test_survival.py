@@ -54,11 +54,6 @@ def require_sound(models: Path, names: Names = BET) -> None:
 pytestmark = pytest.mark.heavy  # a minute of processes that are killed; what they rest on is in test_versions
 
 
-@pytest.fixture(autouse=True)
-def reports_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def states(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The repository as each of the kills during `add` left it, and the last one without a kill."""

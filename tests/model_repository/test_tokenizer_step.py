@@ -59,7 +59,7 @@ def test_hostile_text_gets_the_ids_of_training(step: Step, ids_in_training: Any,
     assert served_ids(step, text) == ids_in_training([text])[0].tolist()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(min_size=1, max_size=200).filter(lambda text: text.strip() and text.isprintable() is not None))
 def test_any_text_gets_the_ids_of_training(step: Step, ids_in_training: Any, text: str) -> None:
     assert served_ids(step, text) == ids_in_training([text])[0].tolist()

@@ -118,7 +118,7 @@ def test_eight_rows_give_full_sets_and_a_warning_nineteen_do_not() -> None:
 
 
 @given(st.integers(100, 600), st.floats(0.02, 0.4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_is_accepted_stays_within_the_budget_and_is_familiar(rows: int, budget: float) -> None:
     made = calibration(rows)
     decision = made.decide(max_error=budget)

@@ -85,7 +85,7 @@ def test_an_ngram_that_no_document_shares_owns_no_slot() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=6), st.sampled_from([2, 3]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_distinct_ngrams_are_those_of_a_set(texts: list[list[int]], n: int) -> None:
     document, hashed = distinct_ngrams([np.array(t, np.int64) for t in texts], n)
     expected = {(i, tuple(t[j : j + n])) for i, t in enumerate(texts) for j in range(len(t) - n + 1)}
@@ -94,7 +94,7 @@ def test_distinct_ngrams_are_those_of_a_set(texts: list[list[int]], n: int) -> N
 
 
 @given(st.integers(1, 400), st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_crop_is_a_stretch_of_the_text(length: int, seed: int) -> None:
     text = np.arange(length)
     part = crop(text, np.random.default_rng(seed))
@@ -121,7 +121,7 @@ def test_word_vectors_put_words_of_the_same_company_together() -> None:
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 120))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_batches_keep_every_text_once_and_in_order(lengths: list[int], budget: int) -> None:
     documents = [np.zeros(n, np.int64) for n in lengths]
     batches = list(token_batches(documents, budget))

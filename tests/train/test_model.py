@@ -77,7 +77,7 @@ def full_passes(model: BetForSequenceClassification, text: Tensor) -> Tensor:
 
 
 @given(LENGTHS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_packed_read_out_equals_k_full_passes(lengths: list[int]) -> None:
     model = MODELS[2]
     texts = draw_texts(lengths)
@@ -93,7 +93,7 @@ def test_the_packed_read_out_equals_k_full_passes(lengths: list[int]) -> None:
 
 
 @given(LENGTHS, st.sampled_from([2, 4]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_an_answer_does_not_depend_on_the_neighbours(lengths: list[int], classes: int) -> None:
     texts = draw_texts(lengths)
     joined = answers(MODELS[classes], texts)
@@ -103,7 +103,7 @@ def test_an_answer_does_not_depend_on_the_neighbours(lengths: list[int], classes
 
 
 @given(LENGTHS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_rectangle_filled_with_minus_one_gives_the_same_answers(lengths: list[int]) -> None:
     texts = draw_texts(lengths)
     box = nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=-1)
@@ -137,7 +137,7 @@ def test_an_id_outside_the_vocabulary_counts_as_nothing(foreign: int) -> None:
 
 
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=5), st.randoms(use_true_random=False))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_unigram_evidence_is_invariant_to_the_order_of_words(lengths: list[int], random: object) -> None:
     text = draw_texts([12 * n for n in lengths])[0]
     shuffled = text[torch.randperm(len(text), generator=torch.Generator().manual_seed(len(text)))]
@@ -161,7 +161,7 @@ def test_every_order_is_a_permutation_of_the_segments_that_are_there() -> None:
 
 
 @given(LENGTHS, st.sampled_from([2, 4]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_uncertainties_add_up_and_stay_in_range(lengths: list[int], classes: int) -> None:
     model = MODELS[classes]
     with torch.no_grad():

@@ -45,7 +45,7 @@ def test_the_nodes_have_the_moments_of_a_standard_normal(columns: int) -> None:
 
 
 @given(LOGITS, st.floats(-3, 1.5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_two_classes_integrate_the_logistic_over_the_normal(mean: float, log_variance: float) -> None:
     deviation = math.exp(log_variance / 2)
     exact, _ = integrate.quad(lambda z: special.expit(mean + deviation * z) * norm.pdf(z), -8, 8)
@@ -55,7 +55,7 @@ def test_two_classes_integrate_the_logistic_over_the_normal(mean: float, log_var
 
 
 @given(st.lists(LOGITS, min_size=3, max_size=3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_without_variance_more_classes_are_a_softmax(logits: list[float]) -> None:
     found = answer([logits])
     torch.testing.assert_close(found.probabilities[0], torch.tensor(logits).softmax(-1), atol=2e-5, rtol=1e-4)
@@ -63,7 +63,7 @@ def test_without_variance_more_classes_are_a_softmax(logits: list[float]) -> Non
 
 
 @given(st.floats(-4, 4), st.floats(-2, 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_dirichlet_has_the_mean_and_the_variance_of_the_mixture(mean: float, log_variance: float) -> None:
     found = answer([[mean]], variance=log_variance)
     strength = found.concentration.sum().item()
@@ -78,7 +78,7 @@ def test_the_dirichlet_has_the_mean_and_the_variance_of_the_mixture(mean: float,
 
 
 @given(st.floats(-3, 3), st.floats(0, 50), st.floats(0.5, 50))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_more_novelty_never_makes_an_answer_surer(mean: float, novelty: float, more: float) -> None:
     known, strange = answer([[mean]], novelty, -4.0), answer([[mean]], novelty + more, -4.0)
     assert strange.total.item() >= known.total.item() - 1e-6

@@ -15,7 +15,7 @@ labellings = st.lists(st.integers(0, 2), min_size=150, max_size=400).filter(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(labellings, st.integers(0, 4), st.booleans(), st.integers(1, 2))
 def test_the_parts_hold_every_row_once_and_every_class(
     values: list[int], fold: int, has_test: bool, held_out_blocks: int

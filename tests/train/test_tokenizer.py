@@ -93,7 +93,7 @@ def test_a_head_longer_than_the_text_is_refused(tokenizer: Tokenizer) -> None:
         encode(tokenizer, ["a"], 100, 200)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.text(), min_size=1, max_size=5))
 @example(HOSTILE)
 def test_a_text_has_the_same_ids_alone_fast_and_among_neighbours(tokenizer: Tokenizer, texts: list[str]) -> None:
