@@ -341,6 +341,7 @@ def test_our_own_checkpoint_is_never_served_in_another_precision(
     assert not (tmp_path / "bet").exists()
 
 
+# ORT#14642, #5849
 def test_another_processor_is_said_before_it_answers(lower: dict[str, StagedVersion], tmp_path: Path) -> None:
     folder = shutil.copytree(lower["int8"].folder, tmp_path / "models")
     content = read_repository(folder)
