@@ -17,6 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from export.first_token import compute_first_token_alone
 from export.padded import PaddedClassifier
 
 _IDS, _MASK = "padded_ids", "attention_mask"
@@ -36,6 +37,7 @@ def ragged(
 ) -> onnx.ModelProto:
     """A module that takes the classifier's padded rows, as a graph of ragged ones: input_ids, lengths -> `outputs`."""
     model = (_by_dynamo if dynamo else _by_tracing)(classifier, module, outputs, opset)
+    compute_first_token_alone(model)
     _pad_in_front(model.graph, classifier.limit, classifier.pad_id)
     return model
 
