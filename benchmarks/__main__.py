@@ -127,9 +127,9 @@ def _add_compare(commands: Any) -> None:
         help="our server beside transformers and optimum behind FastAPI, on this machine",
         description=(
             "Serve one Hugging Face checkpoint by our repository, by transformers and by optimum's ONNX Runtime behind "
-            "FastAPI, one at a time in alternating rounds, and ask each the same real texts of exact lengths in a "
-            "closed loop. Every answer is compared with PyTorch's. Writes build/compare/report.json. The first run "
-            "installs the peers into build/peers."
+            "FastAPI, and ask them in turn, one at a time, the same real texts of exact lengths in a closed loop. "
+            "Every answer is compared with PyTorch's. Writes build/compare/report.json. The first run installs the "
+            "peers into build/peers."
         ),
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,15 +1,17 @@
-"""Our server beside its peers: the same texts, the same generator, one system at a time, in turns.
+"""Our server beside its peers: the same texts, the same generator, all of them started, one asked at a time.
 
-    right answers → the best setting of each peer at each length → rounds: start a system, ask at each length, stop it
+    right answers → the best setting of each peer at each length → start all → rounds: each length, each system in turn
 
-What makes it fair: every system runs alone on the same processors; the generator, its connections and its texts are the
-same, and what it costs is reported; each peer has a process for each core, or one with all of them, whichever is faster
-at that length; rounds alternate, so that a machine that slows down slows all of them; every answer is compared with
+What makes it fair: whoever is not asked waits and costs nothing (`other_cpu` would show it), so each has the processors
+to itself; the generator, its connections and its texts are the same, and what it costs is reported; each peer has a
+process for each core, or one with all of them, whichever is faster at that length; turns are short and ratios are taken
+within a round, so that a machine that slows down for seconds slows all of them; every answer is compared with
 PyTorch's, so that nobody wins by answering something else.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +25,11 @@ from benchmarks.compare_settings import CompareSettings
 from benchmarks.errors import PeerError, ServerError
 from benchmarks.peers.environment import installed_versions
 from benchmarks.peers.reference import Exported, Reference, RightAnswers, exact_texts, read_labelled
-from benchmarks.peers.systems import PEERS, Peer, Running, Setting, in_process_rate, ours, peer
+from benchmarks.peers.systems import OURS, PEERS, Peer, Running, Setting, in_process_rate, ours, peer
 from serve import ServeError
 
 Say = Callable[[str], None]
-_CHOOSING_SECONDS = 3.0
+_CHOOSING_SECONDS = 2.0
 _FAULTS_KEPT = 5
 
 
@@ -123,17 +125,11 @@ def compare(settings: CompareSettings, texts: Sequence[str], python: Path, held_
         }
         accuracy = None if held_out is None else _accuracy(settings, reference, held_out)
         comparison = _Comparison(settings, questions, python, say)
-        tried: list[Cell] = []
-        for system in PEERS:
-            for setting in system.settings:
-                tried += comparison.turn(system, dict.fromkeys(settings.lengths, setting), 0)
+        tried = [
+            cell for system in PEERS for setting in system.settings for cell in comparison.choosing(system, setting)
+        ]
         best = {system.name: choose(system, tried, settings.lengths) for system in PEERS}
-        cells: list[Cell] = []
-        systems: list[Peer | None] = [None, *PEERS]
-        for number in range(1, settings.rounds + 1):
-            first = (number - 1) % len(systems)
-            for each in (*systems[first:], *systems[:first]):
-                cells += comparison.turn(each, best[each.name] if each else {}, number)
+        cells = comparison.rounds(best)
         in_process = {system.name: comparison.in_process(system, best[system.name]) for system in PEERS}
     except ServeError as error:
         raise ServerError(str(error)) from error
@@ -167,31 +163,50 @@ class _Comparison:
     python: Path
     say: Say
 
-    def turn(self, system: Peer | None, chosen: dict[int, Setting], number: int) -> Iterator[Cell]:
-        """One system, None for ours, at all lengths. Round 0 chooses settings, for a shorter time."""
-        settings = self.settings
-        seconds = settings.seconds if number else min(_CHOOSING_SECONDS, settings.seconds)
-        for setting in dict.fromkeys(chosen.values()) if system else (None,):
-            if system is None or setting is None:
-                starting = ours(settings.repository, settings.model)
-            else:
-                starting = peer(system, setting, self.python, settings.checkpoint)
-            with starting as running:
-                for length in settings.lengths:
-                    if setting is None or chosen[length] == setting:
-                        cell = self._ask(running, length, number, seconds)
-                        self.say(
-                            f"{f'round {number}' if number else 'choosing'}: {cell.system} {cell.setting} at {length} "
-                            f"tokens: {cell.throughput:.1f} requests/s{f', {cell.wrong} wrong' if cell.wrong else ''}"
-                        )
-                        yield cell
+    def choosing(self, system: Peer, setting: Setting) -> Iterator[Cell]:
+        """One setting of a peer at all lengths, for a short time."""
+        with self._started(system, setting) as running:
+            for length in self.settings.lengths:
+                cell = self._ask(running, length, 0, _CHOOSING_SECONDS)
+                self.say(f"choosing: {system.name} {setting} at {length} tokens: {cell.throughput:.1f} requests/s")
+                yield cell
+
+    def rounds(self, best: dict[str, dict[int, Setting]]) -> list[Cell]:
+        """All systems started, each asked in its turn; every round begins with another."""
+        cells = []
+        with contextlib.ExitStack() as stack:
+            own = stack.enter_context(ours(self.settings.repository, self.settings.model))
+            running = {(OURS, length): own for length in self.settings.lengths}
+            for system in PEERS:
+                chosen = best[system.name]
+                for setting in dict.fromkeys(chosen.values()):
+                    started = stack.enter_context(self._started(system, setting))
+                    running |= {(system.name, n): started for n in self.settings.lengths if chosen[n] == setting}
+            names = [OURS, *(system.name for system in PEERS)]
+            for number in range(1, self.settings.rounds + 1):
+                first = number % len(names)
+                for length in self.settings.lengths:
+                    turn = [
+                        self._ask(running[name, length], length, number, self.settings.seconds)
+                        for name in (*names[first:], *names[:first])
+                    ]
+                    rates = ", ".join(f"{cell.system} {cell.throughput:.1f}" for cell in turn)
+                    wrong = sum(cell.wrong for cell in turn)
+                    self.say(
+                        f"round {number}: {length} tokens: {rates} requests/s{f', {wrong} wrong' if wrong else ''}"
+                    )
+                    cells += turn
+        return cells
+
+    def _started(self, system: Peer, setting: Setting) -> contextlib.AbstractContextManager[Running]:
+        return peer(system, setting, self.python, self.settings.checkpoint)
 
     def in_process(self, system: Peer, chosen: dict[int, Setting]) -> dict[int, float]:
         """Texts per second of a peer without HTTP, by length."""
         rates = {}
         for length, setting in chosen.items():
             texts = self.questions[length].texts
-            seconds = min(_CHOOSING_SECONDS, self.settings.seconds)
+            seconds = _CHOOSING_SECONDS
             rates[length] = in_process_rate(
                 system, setting, self.python, self.settings.checkpoint, texts=texts, seconds=seconds
             )

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from benchmarks.compare import Cell, Outcome
 from benchmarks.compare_settings import CompareSettings
 from benchmarks.peers.systems import OURS, PEERS
@@ -23,20 +25,20 @@ AHEAD = "> 1"
 
 @dataclass(frozen=True)
 class Spread:
-    """A median with the least and the most of its rounds."""
+    """The median of all rounds and both quartiles."""
 
     median: float
-    least: float
-    most: float
+    lower: float
+    upper: float
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
         """Of at least one value."""
-        ordered = sorted(values)
-        return cls(statistics.median(ordered), ordered[0], ordered[-1])
+        lower, median, upper = np.quantile(list(values), (0.25, 0.5, 0.75))
+        return cls(float(median), float(lower), float(upper))
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.least:.3g}–{self.most:.3g})"
+        return f"{self.median:.3g} ({self.lower:.3g}–{self.upper:.3g})"
 
 
 def ratio(cells: Sequence[Cell], system: str, length: int) -> Spread:
@@ -118,7 +120,7 @@ def rows(settings: CompareSettings, outcome: Outcome) -> list[dict[str, Any]]:
 
 def table(settings: CompareSettings, outcome: Outcome) -> str:
     """The same as text, with the ratio of ours to each peer."""
-    head = ("tokens", "system", "processes × threads", "requests/s (rounds)", "ours/peer (rounds)")
+    head = ("tokens", "system", "processes × threads", "requests/s (quartiles)", "ours/peer (quartiles)")
     lines = [(*head, "in process", "p50", "p95", "p99 ms", "cpu ms/request", "generator")]
     for row in rows(settings, outcome):
         rate = Spread(**row["throughput"])

@@ -18,7 +18,7 @@ class CompareSettings:
         lengths: tokens of the texts, special ones included; each length is measured by itself.
         callers: connections, each asking again once it was answered.
         seconds, warm_up: measured and left out, for each system, length and round.
-        rounds: in each, every system is started once, in an order that turns by one from round to round.
+        rounds: in each, every system is asked once at each length, in an order that turns by one from round to round.
         tolerance: largest difference of a probability to PyTorch's.
         texts: distinct ones of each length.
 
@@ -32,9 +32,10 @@ class CompareSettings:
     lengths: tuple[int, ...] = (16, 64, 128, 256)
     # Two wait for every one that is executed on two cores: no system is ever idle, and none queues for seconds.
     callers: int = 8
-    seconds: float = 6.0
-    warm_up: float = 1.5
-    rounds: int = 5
+    # Many short turns: a shared machine changes its speed by a fifth within minutes, and little within seconds.
+    seconds: float = 2.0
+    warm_up: float = 0.5
+    rounds: int = 20
     tolerance: float = 1e-3
     texts: int = 48
 

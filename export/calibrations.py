@@ -107,7 +107,7 @@ class MultiLabelCalibration:
             positives=int(truth.sum()),
             decided_share=rows / len(within),
             decided_error=errors / rows if rows else 0.0,
-            decided_error_bound=clopper_pearson_upper(errors, rows, confidence),
+            decided_error_bound=float(clopper_pearson_upper(errors, rows, confidence)),
             message=message,
         )
         return decision, within

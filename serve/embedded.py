@@ -127,6 +127,8 @@ def environment(wheel: Wheel, token: str) -> dict[str, str]:
         # OpenMP threads that spin while they wait take the cores from the other instances.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
         MARKER: token,
+        # As serve/backends/shared_weights.py reads it, which cannot be imported here without ONNX Runtime.
+        "BET_SHARED_WEIGHTS": str(servers_folder() / f"{token}.weights"),
     }
 
 

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -76,7 +77,8 @@ class ServerState:
         unfinished.replace(self.file("json"))
 
     def file(self, kind: str) -> Path:
-        """A file of this server: its state ("json"), its log ("log"), a link to its repository ("repository")."""
+        """A file of this server: its state ("json"), its log ("log"), a link to its repository ("repository"),
+        a folder of weights that its instances share ("weights")."""
         return Path(self.folder) / f"{self.token}.{kind}"
 
     @classmethod
@@ -140,6 +142,7 @@ def clean(state: ServerState) -> tuple[int, int]:
     regions = [path for path in SHARED_MEMORY.glob(f"{state.shm_prefix}*") if path.is_file()]
     for region in regions:
         region.unlink(missing_ok=True)
+    shutil.rmtree(state.file("weights"), ignore_errors=True)
     for kind in ("repository", "log", "tmp", "json"):
         state.file(kind).unlink(missing_ok=True)
     return len(ended), len(regions)

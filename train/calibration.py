@@ -98,7 +98,7 @@ class Calibration:
             rows=len(total),
             accepted_share=rows / len(total),
             accepted_error=errors / rows if rows else 0.0,
-            accepted_error_bound=clopper_pearson_upper(errors, rows, confidence),
+            accepted_error_bound=float(clopper_pearson_upper(errors, rows, confidence)),
             message="; ".join(notes),
             temperature=self.temperature,
         )

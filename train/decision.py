@@ -24,6 +24,7 @@ from scipy.stats import beta, binom
 from train.errors import CalibrationError
 
 Floats = npt.NDArray[np.floating[Any]]
+Counts = int | npt.NDArray[np.integer[Any]]
 
 NOTHING = -1.0  # a risk threshold that no answer meets: total entropy is never negative
 _GRID = 200  # thresholds tested, evenly over the possible entropies 0 … log C
@@ -53,11 +54,11 @@ class Decision:
         return asdict(self)
 
 
-def clopper_pearson_upper(errors: int, rows: int, confidence: float) -> float:
-    """Upper confidence bound of an error rate (one-sided, exact)."""
-    if rows == 0 or errors >= rows:
-        return 1.0
-    return float(beta.ppf(confidence, errors + 1, rows - errors))
+def clopper_pearson_upper(errors: Counts, rows: Counts, confidence: float) -> Floats:
+    """Upper confidence bounds of error rates (one-sided, exact), of the shape of both counts; 1 where all are wrong."""
+    right = np.asarray(rows) - np.asarray(errors)
+    bounds = beta.ppf(confidence, np.asarray(errors) + 1, np.maximum(right, 1))
+    return np.asarray(np.where(right > 0, bounds, 1.0))
 
 
 def rows_to_prove(max_error: float, confidence: float) -> int:
@@ -121,11 +122,8 @@ def learn_then_test(
             "every answer goes to review until there are more rows"
         )
     first = min(max(enough, int(chosen_start)), len(grid) - 1)
-    held = [
-        clopper_pearson_upper(int(e), int(r), confidence) <= max_error
-        for e, r in zip(errors[first:], rows[first:], strict=True)
-    ]
-    kept = held.index(False) if False in held else len(held)
+    missed = clopper_pearson_upper(errors[first:], rows[first:], confidence) > max_error
+    kept = int(np.argmax(missed)) if missed.any() else len(missed)
     if kept == 0:
         return NOTHING, _what_it_takes(int(errors[first]), int(rows[first]), len(risk), max_error, confidence)
     return float(grid[first + kept - 1]), ""
@@ -136,8 +134,11 @@ def _along_grid(
 ) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Thresholds from strict to lax, rows that each accepts, and errors among them."""
     grid = np.linspace(0, highest, _GRID + 1)[1:]
-    accepted = eligible[None] & (risk[None] <= grid[:, None])
-    return grid, accepted.sum(1), (accepted & ~correct[None]).sum(1)
+    rows, errors = (
+        np.searchsorted(np.sort(risk[eligible & counted]), grid, side="right")
+        for counted in (np.ones(len(risk), bool), ~correct)
+    )
+    return grid, rows, errors
 
 
 def _what_it_takes(errors: int, rows: int, total: int, max_error: float, confidence: float) -> str:

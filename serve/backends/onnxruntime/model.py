@@ -4,6 +4,7 @@ Triton runs this file for each model that says `backend: "onnxruntime"` and lets
 configuration. Options are named as in github.com/triton-inference-server/onnxruntime_backend, README "Model Config
 Options" and src/onnxruntime.cc; beyond them, every parameter that begins with `session.` becomes a session
 configuration entry (the compiled backend knows one of those; with one intra-op thread the others change nothing).
+`share_session_between_instances` is named as in its pull request 343; a build without it ignores the parameter.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ import numpy as np
 import onnxruntime as ort
 
 if TYPE_CHECKING:
+    import triton_python_backend_utils as pb_utils
+
     from serve.backends.ragged_batch import Arrays, ModelConfig, answer, read_config
+    from serve.backends.shared_weights import SharedWeights
     from serve.backends.thread_budget import thread_budget
-else:  # in the backend directory these two lie beside Triton's own module for stubs
+else:  # in the backend directory these lie beside Triton's own module for stubs
+    import triton_python_backend_utils as pb_utils
     from ragged_batch import answer, read_config
+    from shared_weights import SharedWeights
     from thread_budget import thread_budget
 
 LEVELS = {
@@ -45,7 +51,7 @@ TRITON_TYPES = {
 
 
 class TritonPythonModel:
-    """One instance: one session."""
+    """One instance: one session, over weights of its own or over those that all instances share."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the graph and hold it against the configuration.
@@ -60,12 +66,18 @@ class TritonPythonModel:
             if "CUDAExecutionProvider" not in ort.get_available_providers():
                 raise ValueError(f"model {self.config.name!r} wants a GPU; this onnxruntime has no CUDA provider")
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": args["model_instance_device_id"]}))
-        self.session = ort.InferenceSession(str(path), session_options(self.config), providers=providers)
+        self.shared: SharedWeights | None = None
+        self.session = self._session(path, providers)
         _require_same(
             "inputs", {i.name: i.type for i in self.session.get_inputs()}, self.config.model_inputs, exact=True
         )
         outputs = {output.name: output.data_type for output in self.config.outputs}
         _require_same("outputs", {o.name: o.type for o in self.session.get_outputs()}, outputs, exact=False)
+
+    def finalize(self) -> None:
+        """The model is unloaded, all its instances at once."""
+        if self.shared is not None:
+            self.shared.drop()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer one batch of requests."""
@@ -78,6 +90,21 @@ class TritonPythonModel:
             name: _as_bytes(output) if output.dtype == np.object_ else output
             for name, output in zip(names, outputs, strict=True)
         }
+
+    def _session(self, path: Path, providers: list[Any]) -> ort.InferenceSession:
+        asked = self.config.parameters.get("share_session_between_instances", "0") in ("1", "true")
+        if asked and providers == ["CPUExecutionProvider"]:
+            shared = SharedWeights(path, lambda: session_options(self.config), str(self.config))
+            try:
+                session = shared.session(providers)
+            except Exception as error:
+                # Memory and speed are lost, no answer is: a disk without room must not keep a model from being served.
+                shared.drop()
+                pb_utils.Logger.log_warn(f"model {self.config.name!r}: each instance has its own weights ({error})")
+            else:
+                self.shared = shared
+                return session
+        return ort.InferenceSession(str(path), session_options(self.config), providers=providers)
 
 
 def session_options(config: ModelConfig) -> ort.SessionOptions:
