@@ -30,6 +30,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor compiles with g++, which is not here"),
 ]
 
+ROOT = Path(__file__).parents[2]
 LIMIT, ROUNDS = 512, 7
 SETS = [[length] * rows for rows in (1, 2, 3, 7) for length in (2, 3, 17, 256, LIMIT)] + [[5, 300, 17, LIMIT], [3, 9]]
 TIMED = {
@@ -54,7 +55,7 @@ def one_thread() -> Iterator[None]:
 def bet() -> ServedClassifier:
     """The demo's shapes with random weights."""
     torch.manual_seed(0)
-    preset = yaml.safe_load(Path("train/configs/demo.yaml").read_text(encoding="utf-8"))
+    preset = yaml.safe_load((ROOT / "train/configs/demo.yaml").read_text(encoding="utf-8"))
     config = BetConfig(vocab_size=preset["tokenizer"]["vocab_size"], num_labels=2, **preset["model"])
     model = BetForSequenceClassification(config).eval()
     with torch.no_grad():
