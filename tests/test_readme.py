@@ -80,7 +80,9 @@ def test_every_journey_has_commands_that_are_run_here() -> None:
     assert "@@" not in README
 
 
-def test_my_data_becomes_a_served_classifier(tmp_path: Path) -> None:
+@pytest.fixture
+def my_data(tmp_path: Path) -> Path:
+    """A folder with `reviews.csv`: three classes, quotes and line ends within the texts."""
     moods = {"thrilled": "I am thrilled", "calm": "all is calm", "cross": "this makes me cross"}
     with (tmp_path / "reviews.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -90,10 +92,20 @@ def test_my_data_becomes_a_served_classifier(tmp_path: Path) -> None:
                 writer.writerow(
                     [f'{words}, said number {i} of the {i % 7} "visitors",\nand left by door {i % 11}', mood]
                 )
+    return tmp_path
+
+
+def test_my_data_becomes_a_classifier(my_data: Path) -> None:
+    for command in commands("my-data")[:-1]:
+        run(command, my_data)
+    assert (my_data / "build/evaluate/report.json").is_file()
+
+
+@pytest.mark.heavy  # minutes: what `export add` does of a checkpoint of ours is compared elsewhere, and in the demo
+def test_my_data_becomes_a_served_classifier(my_data: Path) -> None:
     for command in commands("my-data"):
-        printed = run(command, tmp_path).stdout
+        printed = run(command, my_data).stdout
     assert "version 1 of 'mine' answers from now on" in printed
-    assert (tmp_path / "build/evaluate/report.json").is_file()
 
 
 def test_my_checkpoint_becomes_a_served_classifier(tmp_path: Path) -> None:
