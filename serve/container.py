@@ -53,6 +53,7 @@ def command(plan: Plan) -> tuple[str, ...]:
         "--tmpfs=/tmp:exec",
         "--cap-drop=ALL",
         "--security-opt=no-new-privileges",
+        "--env=ORT_DISABLE_TELEMETRY=1",  # else its ONNX Runtime may send events about what is served
         "--shm-size=1g",  # Docker's own 64 MB are too few for the stubs' regions
         f"--stop-timeout={DRAIN_SECONDS + 10}",
         *(["--gpus=all"] if plan.device == "gpu" else []),

@@ -126,6 +126,8 @@ def environment(wheel: Wheel, token: str) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         # OpenMP threads that spin while they wait take the cores from the other instances.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
+        # The official builds of ONNX Runtime send events about what is served to Microsoft, unless told not to.
+        "ORT_DISABLE_TELEMETRY": os.environ.get("ORT_DISABLE_TELEMETRY", "1"),
         MARKER: token,
         # As serve/backends/shared_weights.py reads it, which cannot be imported here without ONNX Runtime.
         "BET_SHARED_WEIGHTS": str(servers_folder() / f"{token}.weights"),

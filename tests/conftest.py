@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads on shared cores are far slower
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a hub
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # and none is told to anybody
 
 import hypothesis
 import pytest

@@ -227,6 +227,7 @@ def _environment(setting: Setting, checkpoint: Path) -> dict[str, str]:
         "CHECKPOINT": str(checkpoint.resolve()),
         "THREADS": str(setting.threads),
         "HF_HUB_OFFLINE": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
         "OMP_NUM_THREADS": str(setting.threads),
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -34,6 +34,7 @@ def test_the_command_publishes_the_ports_and_mounts_the_repository_read_only(tin
     assert f"--mount=type=bind,source={tiny},target=/models,readonly" in command
     assert "--gpus=all" in command
     assert "--shm-size=1g" in command
+    assert "--env=ORT_DISABLE_TELEMETRY=1" in command
     assert f"--user={os.getuid()}:{os.getgid()}" in command
     inside = command[command.index("tritonserver") :]
     assert command[command.index("tritonserver") - 1] == container.IMAGE

@@ -68,6 +68,7 @@ def test_triton_gets_shared_memory_and_time_to_drain_and_no_root(compose: dict[s
     assert int(content["stop_grace_period"].removesuffix("s")) > 30
     assert not content["user"].startswith("0")
     assert content["read_only"]
+    assert content["environment"]["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 def test_the_image_has_the_tokenizers_that_export_uses() -> None:

@@ -82,6 +82,17 @@ def test_every_instance_maps_the_same_file_and_answers_as_one_with_its_own(tmp_p
     assert not list(servers_folder().glob(f"{token}*"))
 
 
+def test_what_is_served_is_told_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime keeps what it is about to send below the home folder, with an identity of the machine."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY"):
+        monkeypatch.delenv(name, raising=False)
+    write_model(tmp_path / "models", "product", CONFIG, {"model.onnx": product()})
+    with serve.start(tmp_path / "models", models=["product"]) as server:
+        ask(server, np.ones(SIZE, np.float32))
+    assert not list(tmp_path.glob("home/**/*onnxruntime*"))
+
+
 def test_a_folder_that_cannot_be_written_costs_memory_and_no_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
