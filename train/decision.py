@@ -134,10 +134,8 @@ def _along_grid(
 ) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Thresholds from strict to lax, rows that each accepts, and errors among them."""
     grid = np.linspace(0, highest, _GRID + 1)[1:]
-    rows, errors = (
-        np.searchsorted(np.sort(risk[eligible & counted]), grid, side="right")
-        for counted in (np.ones(len(risk), bool), ~correct)
-    )
+    rows = np.searchsorted(np.sort(risk[eligible]), grid, side="right")
+    errors = np.searchsorted(np.sort(risk[eligible & ~correct]), grid, side="right")
     return grid, rows, errors
 
 
