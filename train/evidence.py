@@ -1,9 +1,11 @@
 """Learn the evidence of n-grams: cross-fitted NB-weighted logistic regression (Wang & Manning 2012, "NBSVM").
 
 Each of a few members is fitted on the training part without one contiguous fold, so that every training document also
-has a score from a member that never saw it (the out-of-fold score, a precise selection figure that touches no test
-row). Their mean is the evidence table of `train.model.evidence`. Beside each document stands a random crop of it with a
-small weight: without crops the evidence of short texts is far too weak (0.67 instead of 0.74 accuracy on snippets).
+has evidence from a member that never saw it: a precise selection figure that touches no test row, and an honest input
+for the streams that are trained on top. The members' mean is the evidence table of `train.model.evidence`. An n-gram
+counts with the weight of its heaviest place (`train.model.position`). Beside each document stands a random crop of it
+with a small weight: without crops the evidence of short texts is far too weak (0.67 instead of 0.74 accuracy on
+snippets).
 """
 
 from __future__ import annotations
@@ -15,12 +17,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
+import torch
 from sklearn.linear_model import LogisticRegression
 
-from train.model.evidence import HASH_FACTORS, HASH_PRIME
+from train.model.evidence import HASH_FACTORS, HASH_PRIME, HASHED
+from train.model.position import occurrence_weight
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Ngrams:
+    """Distinct n-grams of documents, sorted by document, then hash; each [N']."""
+
+    document: Ids
+    hashed: Ids
+    weight: Floats  # of the heaviest place
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Evidence at the tokens of the training documents, by the member that left each document out.
+
+    Attributes:
+        by_token: [T, 3, L] float16, documents end to end: evidence of the n-gram that starts at each token, without the
+            weight of its place; 0 where it is unknown.
+        bias: [N, L] intercept of each document's member.
+    """
+
+    by_token: npt.NDArray[np.float16]
+    bias: Floats
 
 
 @dataclass(frozen=True)
@@ -41,17 +68,24 @@ class EvidenceTables:
     bias: Floats  # [L]
     whole: OutOfFold  # of the training documents
     crops: OutOfFold  # of one random crop of each
+    held_out: HeldOut
+
+
+def crop_bounds(length: int, random: np.random.Generator, shortest: int = 12, longest: int = 100) -> tuple[int, int]:
+    """Where a random stretch begins and ends; its length is log-uniform between `shortest` and `longest` tokens."""
+    wanted = int(np.exp(random.uniform(np.log(shortest), np.log(longest))))
+    start = int(random.integers(0, max(length - wanted, 0) + 1))
+    return start, min(start + wanted, length)
 
 
 def crop(document: Ids, random: np.random.Generator, shortest: int = 12, longest: int = 100) -> Ids:
-    """A random stretch of a document, its length log-uniform between `shortest` and `longest` tokens."""
-    length = int(np.exp(random.uniform(np.log(shortest), np.log(longest))))
-    start = random.integers(0, max(len(document) - length, 0) + 1)
-    return document[start : start + length]
+    """A random stretch of a document."""
+    start, end = crop_bounds(len(document), random, shortest, longest)
+    return document[start:end]
 
 
-def distinct_ngrams(documents: list[Ids], n: int) -> tuple[Ids, Ids]:
-    """(document, hash) of every distinct n-gram of every document, sorted by document, then hash; each [N']."""
+def ngrams_at_tokens(documents: list[Ids], n: int) -> tuple[Ids, Ids, Floats]:
+    """Every n-gram that lies within a document: index of its first token, its hash and its weight; each [N'']."""
     lengths = np.array([len(d) for d in documents])
     ids = np.concatenate(documents)
     owner = np.repeat(np.arange(len(documents)), lengths)
@@ -59,9 +93,23 @@ def distinct_ngrams(documents: list[Ids], n: int) -> tuple[Ids, Ids]:
     hashed = np.zeros(count, np.int64)
     for j, factor in enumerate(HASH_FACTORS[n]):
         hashed += ids[j : count + j] * factor
-    within = owner[:count] == owner[n - 1 :]
-    pairs = np.unique((owner[:count][within] << 40) + hashed[within] % HASH_PRIME)
-    return pairs >> 40, pairs & ((1 << 40) - 1)
+    first = np.flatnonzero(owner[:count] == owner[n - 1 :])
+    length = lengths[owner[first]]
+    place = first - (np.cumsum(lengths) - lengths)[owner[first]]
+    weight = occurrence_weight(*(torch.from_numpy(x) for x in (place, length - n - place, length)))
+    return first, hashed[first] % HASH_PRIME, weight.numpy()
+
+
+def distinct_ngrams(documents: list[Ids], n: int) -> Ngrams:
+    """The distinct n-grams of every document, each with the weight of its heaviest place."""
+    first, hashed, weight = ngrams_at_tokens(documents, n)
+    owner = np.repeat(np.arange(len(documents)), [len(d) for d in documents])[first]
+    pair = (owner << 40) + hashed
+    order = np.argsort(pair, kind="stable")
+    starts = np.flatnonzero(np.diff(pair[order], prepend=-1))
+    pairs = pair[order][starts]
+    heaviest = np.maximum.reduceat(weight[order], starts) if len(starts) else weight[:0]
+    return Ngrams(pairs >> 40, pairs & ((1 << 40) - 1), heaviest)
 
 
 def own_slots(hashed: Ids, slots: int) -> tuple[npt.NDArray[np.int32], Ids]:
@@ -82,26 +130,25 @@ def own_slots(hashed: Ids, slots: int) -> tuple[npt.NDArray[np.int32], Ids]:
 
 
 def occurrence_matrix(
-    documents: list[Ids],
-    ngrams: dict[int, tuple[Ids, Ids]],
-    fingerprints: dict[int, npt.NDArray[np.int32]],
-    vocab_size: int,
+    documents: int, ngrams: dict[int, Ngrams], fingerprints: dict[int, npt.NDArray[np.int32]], vocab_size: int
 ) -> sp.csr_matrix:
-    """Which known n-grams occur in which document: 0/1, [documents, V + M + M]."""
-    indptr = np.cumsum([0] + [len(d) for d in documents])
-    ids = np.concatenate(documents)
-    unigrams = sp.csr_matrix((np.ones(len(ids), np.float32), ids, indptr), shape=(len(documents), vocab_size))
-    unigrams.sum_duplicates()
-    unigrams.data[:] = 1
-    blocks = [unigrams]
-    for n, fingerprint in fingerprints.items():
-        document, hashed = ngrams[n]
-        slots = len(fingerprint)
-        slot = hashed % slots
-        known = fingerprint[slot] == hashed // slots
-        ones = np.ones(int(known.sum()), np.float32)
-        blocks.append(sp.csr_matrix((ones, (document[known], slot[known])), shape=(len(documents), slots)))
+    """Weight of each known n-gram that occurs in each document: [documents, V + M + M]."""
+    blocks = []
+    for n, found in ngrams.items():
+        column, known = _columns(n, found.hashed, fingerprints)
+        size = vocab_size if n not in HASHED else len(fingerprints[n])
+        entries = (found.weight[known], (found.document[known], column[known]))
+        blocks.append(sp.csr_matrix(entries, shape=(documents, size)))
     return sp.hstack(blocks).tocsr()
+
+
+def _columns(n: int, hashed: Ids, fingerprints: dict[int, npt.NDArray[np.int32]]) -> tuple[Ids, npt.NDArray[np.bool_]]:
+    """Column of each n-gram within the table of n, and whether training knew it."""
+    if n not in HASHED:
+        return hashed, np.ones(len(hashed), bool)
+    slots = len(fingerprints[n])
+    slot = hashed % slots
+    return slot, fingerprints[n][slot] == hashed // slots
 
 
 def contiguous_folds(labels: Ids, folds: int) -> Ids:
@@ -133,12 +180,13 @@ def fit_evidence(
     """
     random = np.random.default_rng(seed)
     ngrams = {n: distinct_ngrams(documents, n) for n in HASH_FACTORS}
-    owners = {n: own_slots(hashed, slots) for n, (_, hashed) in ngrams.items()}
+    owners = {n: own_slots(ngrams[n].hashed, slots) for n in HASHED}
     fingerprints = {n: fingerprint for n, (fingerprint, _) in owners.items()}
     cropped = [crop(d, random) for d in documents]
     cropped_ngrams = {n: distinct_ngrams(cropped, n) for n in HASH_FACTORS}
-    whole = occurrence_matrix(documents, ngrams, fingerprints, vocab_size)
-    crops = occurrence_matrix(cropped, cropped_ngrams, fingerprints, vocab_size)
+    whole = occurrence_matrix(len(documents), ngrams, fingerprints, vocab_size)
+    crops = occurrence_matrix(len(documents), cropped_ngrams, fingerprints, vocab_size)
+    present = whole.astype(bool).astype(np.float32)
     columns = [1] if num_classes == 2 else list(range(num_classes))
     fold = contiguous_folds(labels, folds)
 
@@ -146,7 +194,7 @@ def fit_evidence(
         held_out, label = task
         use = fold != held_out
         positive = labels[use] == label
-        ratio = _naive_bayes_ratio(whole[use], positive)
+        ratio = _naive_bayes_ratio(present[use], positive)
         rows = sp.vstack([whole[use], crops[use]]).tocsr()
         rows.data = rows.data * ratio[rows.indices]
         weight = np.concatenate([np.ones(positive.size), np.full(positive.size, crop_weight)])
@@ -161,33 +209,47 @@ def fit_evidence(
     weights = np.stack([w for w, _ in fitted], 1).reshape(-1, folds, len(columns))
     intercepts = np.array([b for _, b in fitted], np.float32).reshape(folds, len(columns))
 
-    def honest(rows: sp.csr_matrix, found: dict[int, tuple[Ids, Ids]]) -> OutOfFold:
+    def honest(rows: sp.csr_matrix, found: dict[int, Ngrams]) -> OutOfFold:
         evidence = np.zeros((len(labels), len(columns)), np.float32)
         for f in range(folds):
             evidence[fold == f] = rows[fold == f] @ weights[:, f] + intercepts[f]
-        novelty = [_novelty_without_itself(*found[n], *owners[n], len(labels)) for n in HASH_FACTORS]
+        novelty = [_novelty_without_itself(found[n], *owners[n], len(labels)) for n in HASHED]
         return OutOfFold(evidence, np.stack(novelty, 1))
 
-    mean = weights.mean(1)
-    bounds = np.cumsum([vocab_size] + [slots] * len(HASH_FACTORS))
+    bounds = np.cumsum([0, vocab_size] + [slots] * len(HASHED))
+    by_member = {n: weights[bounds[i] : bounds[i + 1]] for i, n in enumerate(HASH_FACTORS)}
     return EvidenceTables(
-        unigram=mean[:vocab_size],
+        unigram=by_member[1].mean(1),
         fingerprints=fingerprints,
-        tables={n: mean[bounds[i] : bounds[i + 1]] for i, n in enumerate(HASH_FACTORS)},
+        tables={n: by_member[n].mean(1) for n in HASHED},
         bias=intercepts.mean(0),
         whole=honest(whole, ngrams),
         crops=honest(crops, cropped_ngrams),
+        held_out=HeldOut(_by_token(documents, fold, by_member, fingerprints), intercepts[fold]),
     )
 
 
-def _novelty_without_itself(
-    document: Ids, hashed: Ids, fingerprint: npt.NDArray[np.int32], holders: Ids, documents: int
-) -> Floats:
+def _by_token(
+    documents: list[Ids], fold: Ids, by_member: dict[int, Floats], fingerprints: dict[int, npt.NDArray[np.int32]]
+) -> npt.NDArray[np.float16]:
+    """Evidence at each token of each document by the member of its fold: [T, 3, L] float16."""
+    member = np.repeat(fold, [len(d) for d in documents])
+    columns = by_member[1].shape[-1]
+    evidence = np.zeros((len(member), len(HASH_FACTORS), columns), np.float16)
+    for i, n in enumerate(HASH_FACTORS):
+        first, hashed, _ = ngrams_at_tokens(documents, n)
+        column, known = _columns(n, hashed, fingerprints)
+        first, column = first[known], column[known]
+        evidence[first, i] = by_member[n][column, member[first]]
+    return evidence
+
+
+def _novelty_without_itself(ngrams: Ngrams, fingerprint: npt.NDArray[np.int32], holders: Ids, documents: int) -> Floats:
     """U²/N of each training document, an n-gram being known only where two *other* documents hold it."""
-    slot = hashed % len(fingerprint)
-    known = (fingerprint[slot] == hashed // len(fingerprint)) & (holders[slot] > 2)
-    unseen = np.bincount(document[~known], minlength=documents).astype(np.float32)
-    distinct = np.bincount(document, minlength=documents).clip(min=1)
+    slot = ngrams.hashed % len(fingerprint)
+    known = (fingerprint[slot] == ngrams.hashed // len(fingerprint)) & (holders[slot] > 2)
+    unseen = np.bincount(ngrams.document[~known], minlength=documents).astype(np.float32)
+    distinct = np.bincount(ngrams.document, minlength=documents).clip(min=1)
     novelty: Floats = (unseen * unseen / distinct).astype(np.float32)
     return novelty
 

@@ -21,10 +21,10 @@ from train.checkpoint import verify, written_whole
 from train.data import Corpus
 from train.embedding import ppmi_vectors
 from train.errors import CheckpointError
-from train.evidence import EvidenceTables, OutOfFold, fit_evidence
+from train.evidence import EvidenceTables, HeldOut, OutOfFold, fit_evidence
 from train.model.bet import BetForSequenceClassification
 from train.model.config import BetConfig
-from train.model.evidence import HASH_FACTORS
+from train.model.evidence import HASHED
 from train.prediction import Ids
 from train.preset import Preset
 from train.tokenizer import encode, load_tokenizer, save_tokenizer, train_tokenizer
@@ -86,16 +86,16 @@ def prepare_features(
 
 
 def build_model(config: BetConfig, features: Features) -> BetForSequenceClassification:
-    """A model with these features in place and an untrained trunk (seed torch before)."""
+    """A model with these features in place and untrained streams (seed torch before)."""
     model = BetForSequenceClassification(config)
     tables = features.tables
     with torch.no_grad():
         model.evidence.unigram.copy_(torch.from_numpy(tables.unigram))
         model.evidence.bias.copy_(torch.from_numpy(tables.bias))
-        for n in HASH_FACTORS:
+        for n in HASHED:
             getattr(model.evidence, f"fingerprint_{n}").copy_(torch.from_numpy(tables.fingerprints[n]))
             getattr(model.evidence, f"evidence_{n}").copy_(torch.from_numpy(tables.tables[n]))
-        model.trunk.embedding.weight.copy_(torch.from_numpy(features.vectors))
+        model.trunk.encoder.embedding.weight.copy_(torch.from_numpy(features.vectors))
     return model
 
 
@@ -115,8 +115,10 @@ def _save(features: Features, folder: Path) -> None:
             for kind in _HONEST
             for name in ("evidence", "novelty")
         },
-        **{f"fingerprint_{n}": tables.fingerprints[n] for n in HASH_FACTORS},
-        **{f"evidence_{n}": tables.tables[n] for n in HASH_FACTORS},
+        "held_out_by_token": tables.held_out.by_token,
+        "held_out_bias": tables.held_out.bias,
+        **{f"fingerprint_{n}": tables.fingerprints[n] for n in HASHED},
+        **{f"evidence_{n}": tables.tables[n] for n in HASHED},
     }
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _ARRAYS)
 
@@ -125,9 +127,10 @@ def _load(folder: Path) -> Features:
     arrays = load_file(folder / _ARRAYS)
     tables = EvidenceTables(
         unigram=arrays["unigram"],
-        fingerprints={n: arrays[f"fingerprint_{n}"] for n in HASH_FACTORS},
-        tables={n: arrays[f"evidence_{n}"] for n in HASH_FACTORS},
+        fingerprints={n: arrays[f"fingerprint_{n}"] for n in HASHED},
+        tables={n: arrays[f"evidence_{n}"] for n in HASHED},
         bias=arrays["bias"],
         **{kind: OutOfFold(arrays[f"{kind}_evidence"], arrays[f"{kind}_novelty"]) for kind in _HONEST},
+        held_out=HeldOut(arrays["held_out_by_token"], arrays["held_out_bias"]),
     )
     return Features(load_tokenizer(folder), tables, arrays["vectors"])

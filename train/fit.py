@@ -26,8 +26,9 @@ from train.errors import CheckpointError, ConfigError
 from train.features import build_model, prepare_features
 from train.model.config import BetConfig
 from train.preset import Preset, load_preset
+from train.pretraining import PRETRAINED, PRETRAINING, pretrain
 from train.tokenizer import encode
-from train.training import MILESTONES, ROLLING, train_trunk
+from train.training import MILESTONES, ROLLING, Labelled, train_streams
 
 PRODUCTION, FEATURES = "production", "features"
 _RUN_FILE = "run.json"
@@ -35,8 +36,8 @@ _log = logging.getLogger(__name__)
 
 # Files whose change makes another model; the others only report or serve.
 _RECIPE = (
-    "calibration", "data", "embedding", "evidence", "features", "fit", "labels", "prediction", "preset", "sources",
-    "splits", "tokenizer", "training", "model/*",
+    "calibration", "data", "embedding", "evidence", "features", "fit", "labels", "prediction", "preset", "pretraining",
+    "sources", "splits", "tokenizer", "trainer", "training", "model/*",
 )  # fmt: skip
 
 
@@ -113,16 +114,21 @@ def fit(options: FitOptions) -> Path:
         return encode(features.tokenizer, getattr(corpus, part).texts, config.max_tokens, config.head_tokens)
 
     lap = time.perf_counter()
-    best = train_trunk(
+    pretrain(model, documents, preset.pretraining, options.output, seed=options.seed, resume=options.resume)
+    seconds["pretraining"] = time.perf_counter() - lap
+    lap = time.perf_counter()
+    best = train_streams(
         model,
-        (documents, corpus.train.labels),
-        (ids("validation"), corpus.validation.labels),
+        Labelled(documents, corpus.train.labels),
+        features.tables.held_out,
+        Labelled(ids("validation"), corpus.validation.labels),
         preset.training,
-        options.output,
+        run=options.output,
         seed=options.seed,
         resume=options.resume,
     )
-    seconds["trunk"] = time.perf_counter() - lap
+    model.cpu()
+    seconds["training"] = time.perf_counter() - lap
     lap = time.perf_counter()
     calibration = calibrate(
         model,
@@ -219,7 +225,7 @@ def _claim(options: FitOptions, run_key: str) -> None:
                     "--overwrite to discard it"
                 )
             _log.info("discarding the run in %s: it was made with other options, data or code", options.output)
-            for part in (FEATURES, ROLLING, MILESTONES):
+            for part in (FEATURES, PRETRAINED, PRETRAINING, ROLLING, MILESTONES):
                 shutil.rmtree(options.output / part, ignore_errors=True)
     mark.write_text(json.dumps({"run_key": run_key}) + "\n", encoding="utf-8")
 

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from train.model.bet import BetComponents, BetForSequenceClassification
+from train.model.evidence import MAX_ROWS
 from train.tokenizer import encode
 
 Ids = npt.NDArray[np.int64]
@@ -22,11 +23,11 @@ def pack(documents: list[Ids]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def token_batches(documents: list[Ids], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of consecutive texts that together stay within `batch_tokens` (one text may exceed it alone)."""
+    """Indices of consecutive texts, at most `MAX_ROWS` and `batch_tokens` tokens (one text may exceed these alone)."""
     batch: list[int] = []
     size = 0
     for i, document in enumerate(documents):
-        if batch and size + len(document) > batch_tokens:
+        if batch and (size + len(document) > batch_tokens or len(batch) == MAX_ROWS):
             yield batch
             batch, size = [], 0
         batch.append(i)
@@ -41,9 +42,10 @@ def predict_ids(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Every field of `BetPrediction` for N texts given as token ids, as arrays with N rows."""
     model.train(False)
-    parts = [model.predict(*pack([documents[i] for i in b])) for b in token_batches(documents, batch_tokens)]
+    parts = [model.predict(*_packed(model, documents, b)) for b in token_batches(documents, batch_tokens)]
     return {
-        name: torch.cat([getattr(part, name) for part in parts]).numpy() for name in (parts[0]._fields if parts else ())
+        name: torch.cat([getattr(part, name) for part in parts]).cpu().numpy()
+        for name in (parts[0]._fields if parts else ())
     }
 
 
@@ -61,5 +63,9 @@ def components_of(
 ) -> BetComponents:
     """Evidence, novelty and trunk logits of N texts, for calibration."""
     model.train(False)
-    parts = [model.components(*pack([documents[i] for i in b])) for b in token_batches(documents, batch_tokens)]
+    parts = [model.components(*_packed(model, documents, b)) for b in token_batches(documents, batch_tokens)]
     return BetComponents(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+
+def _packed(model: BetForSequenceClassification, documents: list[Ids], batch: list[int]) -> list[torch.Tensor]:
+    return [tensor.to(model.device) for tensor in pack([documents[i] for i in batch])]

@@ -35,8 +35,22 @@ class EvidenceOptions:
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
-    """What the Hugging Face `Trainer` is given; `window` is the stretch of a text that one step reads, in tokens."""
+class OptimizerOptions:
+    """What the Hugging Face `Trainer` is given in both phases.
+
+    Attributes:
+        epochs: over the training part; may be a fraction.
+        batch_size: texts of a step.
+        window: the longest stretch of a text that a step reads, in tokens.
+        learning_rate: of AdamW, at its highest.
+        adam_betas: two decay rates of AdamW.
+        weight_decay: of matrices.
+        max_grad_norm: to which gradients are clipped.
+        warmup: share of the steps in which the learning rate rises.
+        gradient_accumulation: batches of a step.
+        gradient_checkpointing: whether activations are computed again instead of kept.
+        mixed_precision: "no", "bf16" or "fp16".
+    """
 
     epochs: float
     batch_size: int
@@ -49,6 +63,28 @@ class TrainingOptions:
     gradient_accumulation: int
     gradient_checkpointing: bool
     mixed_precision: str
+
+
+@dataclass(frozen=True)
+class PretrainingOptions(OptimizerOptions):
+    """Prediction of hidden tokens (`train.pretraining`); 0 epochs leave it out.
+
+    Attributes:
+        hidden_share: of the tokens of rare words.
+        negatives: sampled words that a target is told from, beside the batch's other targets.
+        embedding_rate: learning rate of the word vectors, as a share of the others'.
+    """
+
+    hidden_share: float
+    negatives: int
+    embedding_rate: float
+
+
+@dataclass(frozen=True)
+class TrainingOptions(OptimizerOptions):
+    """Training on labels; `crop_share` of the texts are shown as short crops."""
+
+    crop_share: float
 
 
 @dataclass(frozen=True)
@@ -66,6 +102,7 @@ class Preset:
     name: str
     tokenizer: TokenizerOptions
     evidence: EvidenceOptions
+    pretraining: PretrainingOptions
     training: TrainingOptions
     calibration: CalibrationOptions
     model: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +137,7 @@ def load_preset(name: str) -> Preset:
     sections = {
         "tokenizer": TokenizerOptions,
         "evidence": EvidenceOptions,
+        "pretraining": PretrainingOptions,
         "training": TrainingOptions,
         "calibration": CalibrationOptions,
     }

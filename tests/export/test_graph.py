@@ -39,7 +39,8 @@ def three_class_model() -> BetForSequenceClassification:
         head_tokens=16, hash_slots=512, num_labels=3, noise_nodes=4,
     )  # fmt: skip
     model = BetForSequenceClassification(config).eval()
-    for layer in (model.trunk.from_readout, model.trunk.from_statistics):
+    words, evidence = model.trunk.words, model.trunk.evidence
+    for layer in (words.from_readout, words.summary.from_statistics, evidence.from_readout, evidence.gate):
         torch.nn.init.normal_(layer.weight, 0, 0.5)
     model.evidence.unigram.normal_(0, 0.4)
     return model
@@ -107,7 +108,7 @@ def test_fill_at_the_end_of_a_row_counts_as_nothing(classifier: ServedClassifier
 def test_what_is_not_a_number_goes_to_review() -> None:
     model = three_class_model()
     with torch.no_grad():
-        model.trunk.from_readout.weight[0, 0] = math.nan
+        model.trunk.words.from_readout.weight[0, 0] = math.nan
     answer = ask(ServedClassifier(model, decision(risk=10.0, novelty=10.0)), *rows(20, 30))
     assert np.isnan(answer["total"]).all()
     assert answer["review"].all()

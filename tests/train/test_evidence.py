@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.embedding import ppmi_vectors
-from train.evidence import EvidenceTables, OutOfFold, contiguous_folds, crop, distinct_ngrams, fit_evidence, own_slots
+from train.evidence import (
+    EvidenceTables,
+    HeldOut,
+    OutOfFold,
+    contiguous_folds,
+    crop,
+    distinct_ngrams,
+    fit_evidence,
+    ngrams_at_tokens,
+    own_slots,
+)
 from train.features import Features, build_model
-from train.model import BetConfig
+from train.model import BetConfig, BetForSequenceClassification
+from train.model.position import occurrence_weight
 from train.prediction import components_of, token_batches
 
 VOCABULARY, SLOTS = 60, 512
@@ -50,12 +63,13 @@ def test_the_graph_adds_up_what_was_learned(classes: int) -> None:
     model = build_model(config, Features(None, tables, vectors))  # type: ignore[arg-type]
     components = components_of(model, documents, batch_tokens=200)
     for row in (0, 7, 63):
-        expected = tables.bias + tables.unigram[np.unique(documents[row])].sum(0)
+        words = distinct_ngrams([documents[row]], 1)
+        expected = tables.bias + words.weight @ tables.unigram[words.hashed]
         for n in (2, 3):
-            _, hashed = distinct_ngrams([documents[row]], n)
-            known = tables.fingerprints[n][hashed % SLOTS] == hashed // SLOTS
-            expected = expected + tables.tables[n][hashed[known] % SLOTS].sum(0)
-            novelty = (~known).sum() ** 2 / max(len(hashed), 1)
+            found = distinct_ngrams([documents[row]], n)
+            known = tables.fingerprints[n][found.hashed % SLOTS] == found.hashed // SLOTS
+            expected = expected + found.weight[known] @ tables.tables[n][found.hashed[known] % SLOTS]
+            novelty = (~known).sum() ** 2 / max(len(found.hashed), 1)
             assert components.novelty[row, n - 2].item() == pytest.approx(novelty, rel=1e-5)
         np.testing.assert_allclose(components.evidence[row].numpy(), expected, atol=1e-4)
 
@@ -77,20 +91,27 @@ def test_out_of_fold_scores_find_the_class_and_come_from_members_that_never_saw_
 
 
 def test_an_ngram_that_no_document_shares_owns_no_slot() -> None:
-    document, hashed = distinct_ngrams([np.array([5, 6, 7]), np.array([5, 6, 9])], 2)
-    fingerprints, holders = own_slots(hashed, SLOTS)
+    found = distinct_ngrams([np.array([5, 6, 7]), np.array([5, 6, 9])], 2)
+    fingerprints, holders = own_slots(found.hashed, SLOTS)
     assert (fingerprints >= 0).sum() == 1  # only (5, 6)
     assert holders[fingerprints >= 0].tolist() == [2]
-    assert document.tolist() == [0, 0, 1, 1]
+    assert found.document.tolist() == [0, 0, 1, 1]
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=6), st.sampled_from([2, 3]))
 @settings(max_examples=60)
 def test_distinct_ngrams_are_those_of_a_set(texts: list[list[int]], n: int) -> None:
-    document, hashed = distinct_ngrams([np.array(t, np.int64) for t in texts], n)
-    expected = {(i, tuple(t[j : j + n])) for i, t in enumerate(texts) for j in range(len(t) - n + 1)}
-    assert len(hashed) == len(expected)
-    assert sorted(document.tolist()) == sorted(i for i, _ in expected)
+    found = distinct_ngrams([np.array(t, np.int64) for t in texts], n)
+    expected: dict[tuple[int, tuple[int, ...]], float] = {}
+    for i, text in enumerate(texts):
+        length = torch.tensor(len(text))
+        for j in range(len(text) - n + 1):
+            weight = occurrence_weight(torch.tensor(j), torch.tensor(len(text) - n - j), length).item()
+            key = (i, tuple(text[j : j + n]))
+            expected[key] = max(expected.get(key, 0.0), weight)
+    assert len(found.hashed) == len(expected)
+    assert sorted(found.document.tolist()) == sorted(i for i, _ in expected)
+    assert sorted(found.weight.tolist()) == pytest.approx(sorted(expected.values()))
 
 
 @given(st.integers(1, 400), st.integers(0, 2**31))
@@ -143,16 +164,57 @@ def test_real_text_keeps_its_hashes_exact_in_the_graph() -> None:
                 bias=np.zeros(1, np.float32),
                 whole=OutOfFold(np.zeros((1, 1), np.float32), np.zeros((1, 2), np.float32)),
                 crops=OutOfFold(np.zeros((1, 1), np.float32), np.zeros((1, 2), np.float32)),
+                held_out=HeldOut(np.zeros((1, 3, 1), np.float16), np.zeros((1, 1), np.float32)),
             ),
             np.zeros((30_000, 8), np.float32),
         ),
     )
     text = np.random.default_rng(0).integers(20_000, 30_000, 200).astype(np.int64)
     for n in (2, 3):
-        _, hashed = distinct_ngrams([text], n)
+        hashed = distinct_ngrams([text], n).hashed
         model.evidence.get_buffer(f"fingerprint_{n}")[torch.from_numpy(hashed % (1 << 18))] = torch.from_numpy(
             (hashed // (1 << 18)).astype(np.int32)
         )
         model.evidence.get_buffer(f"evidence_{n}")[torch.from_numpy(hashed % (1 << 18))] = 1.0
     evidence = components_of(model, [text]).evidence
-    assert evidence.item() == pytest.approx(199 + 198, abs=3)  # a few n-grams may share a slot
+    weights = sum(distinct_ngrams([text], n).weight.sum() for n in (2, 3))
+    assert evidence.item() == pytest.approx(weights, abs=3)  # a few n-grams may share a slot
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_evidence_at_tokens_comes_from_the_member_that_never_saw_the_text(classes: int) -> None:
+    """Summed over the distinct n-grams at their heaviest places, it is the out-of-fold score."""
+    tables, documents, _ = fitted(classes)
+    model = random_tables(classes)
+    start = 0
+    for row, document in enumerate(documents[:20]):
+        end = start + len(document)
+        tokens = model.read_tokens(torch.from_numpy(document), torch.tensor([[len(document)]], dtype=torch.int32))
+        member = torch.from_numpy(tables.held_out.by_token[start:end].astype(np.float32))
+        bias = torch.from_numpy(tables.held_out.bias[row : row + 1])
+        total = model.evidence(tokens, member, bias).total
+        np.testing.assert_allclose(total[0].numpy(), tables.whole.evidence[row], atol=5e-3)  # float16 in between
+        start = end
+
+
+def random_tables(classes: int) -> BetForSequenceClassification:
+    """A model whose tables would be noticed if they were used."""
+    config = BetConfig(
+        vocab_size=VOCABULARY, hash_slots=SLOTS, embedding_size=8, hidden_size=8, num_attention_heads=2,
+        intermediate_size=8, num_labels=classes,
+    )  # fmt: skip
+    model = BetForSequenceClassification(config)
+    model.evidence.unigram.normal_(0, 10)
+    return model
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=120), st.randoms(use_true_random=False))
+@settings(max_examples=40)
+def test_weights_fade_to_one_and_an_ngram_counts_once_at_its_heaviest_place(text: list[int], random: Random) -> None:
+    document = np.array(text, np.int64)
+    for n in (1, 2, 3):
+        _, hashed, weight = ngrams_at_tokens([document], n)
+        found = distinct_ngrams([document], n)
+        for key, heaviest in zip(found.hashed, found.weight, strict=True):
+            assert heaviest == weight[hashed == key].max()
+    assert np.abs(ngrams_at_tokens([document[:1]], 1)[2] - 1).max() < 0.03

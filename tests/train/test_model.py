@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from train.errors import ConfigError
 from train.model import BetConfig, BetForSequenceClassification
 from train.model.attention import rank_table, rotate, segment_orders
+from train.model.position import position_features
+from train.model.segments import Tokens, segment
+from train.model.streams import covering_evidence
 
 LIMIT, SEGMENT = 96, 16
 LENGTHS = st.lists(st.integers(1, LIMIT), min_size=1, max_size=6)
@@ -23,7 +26,8 @@ def random_model(classes: int = 2, orders: int = 8) -> BetForSequenceClassificat
     torch.manual_seed(0)
     config = BetConfig(
         vocab_size=300, embedding_size=16, hidden_size=16, num_attention_heads=2, intermediate_size=24,
-        orders=orders, max_tokens=LIMIT, head_tokens=24, hash_slots=4096, num_labels=classes,
+        orders=orders, segment_length=SEGMENT, evidence_width=16, max_tokens=LIMIT, head_tokens=24,
+        hash_slots=4096, num_labels=classes,
     )  # fmt: skip
     model = BetForSequenceClassification(config).eval()
     for parameter in model.parameters():
@@ -52,19 +56,21 @@ def answers(model: BetForSequenceClassification, texts: list[Tensor]) -> list[Te
 
 def full_passes(model: BetForSequenceClassification, text: Tensor) -> Tensor:
     """Read-outs of one text by K complete passes over really reordered positions: the definition, [K, width]."""
-    trunk, readout = model.trunk, model.trunk.readout
+    encoder, readout = model.trunk.encoder, model.trunk.words.readout
     position = torch.arange(len(text))
     own_segment = position // SEGMENT
     same = own_segment[:, None] == own_segment[None]
-    x = trunk.project_in(trunk.embedding(text))[None]
-    for block in trunk.blocks:
+    placed = position_features(position, torch.tensor(len(text)))
+    x = (encoder.project_in(encoder.embedding(text)) + encoder.position(placed))[None]
+    x = torch.cat([encoder.convolution(s, torch.ones(s.shape[:2], dtype=torch.bool)) for s in x.split(SEGMENT, 1)], 1)
+    for block in encoder.blocks:
         qkv = block.query_key_value(block.attention_norm(x)).reshape(1, len(text), 3, block.heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         query, key = rotate(query, position, block.rotary_base), rotate(key, position, block.rotary_base)
         scores = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).masked_fill(~same, -1e9)
         x = x + block.output((scores.softmax(-1) @ value).transpose(1, 2).reshape(1, len(text), -1))
         x = x + block.down(nn.functional.gelu(block.up(block.feed_forward_norm(x))))
-    x = trunk.norm(x)
+    x = encoder.norm(x)
     value = readout.value(x).reshape(1, len(text), readout.heads, -1).transpose(1, 2)
     out = []
     for order in range(readout.rank.shape[1]):
@@ -82,12 +88,10 @@ def test_the_packed_read_out_equals_k_full_passes(lengths: list[int]) -> None:
     model = MODELS[2]
     texts = draw_texts(lengths)
     with torch.no_grad():
-        _, segments = model._read(torch.cat(texts), column(lengths))
-        trunk = model.trunk
-        x = trunk.project_in(trunk.embedding(segments.ids))
-        for block in trunk.blocks:
-            x = block(x, segments.mask)
-        packed = trunk.readout(trunk.norm(x), segments)
+        tokens = model.read_tokens(torch.cat(texts), column(lengths))
+        segments = segment(tokens, column(lengths), SEGMENT)
+        position = position_features(segments.offset, tokens.lengths[segments.row][:, None])
+        packed = model.trunk.words.readout(model.trunk.encoder(segments.ids, segments.mask, position), segments)
         for row, text in enumerate(texts):
             torch.testing.assert_close(packed[row], full_passes(model, text), atol=2e-5, rtol=1e-4)
 
@@ -136,15 +140,44 @@ def test_an_id_outside_the_vocabulary_counts_as_nothing(foreign: int) -> None:
         torch.testing.assert_close(cut, whole, atol=2e-5, rtol=1e-4)
 
 
-@given(st.lists(st.integers(1, 5), min_size=2, max_size=5), st.randoms(use_true_random=False))
+@given(LENGTHS, st.sampled_from([2, 4]), st.integers(0, 2**31))
 @settings(max_examples=25)
-def test_unigram_evidence_is_invariant_to_the_order_of_words(lengths: list[int], random: object) -> None:
-    text = draw_texts([12 * n for n in lengths])[0]
-    shuffled = text[torch.randperm(len(text), generator=torch.Generator().manual_seed(len(text)))]
+def test_a_text_is_a_set_of_segments_that_know_their_place(lengths: list[int], classes: int, seed: int) -> None:
+    model = MODELS[classes]
     with torch.no_grad():
-        a, _ = MODELS[2].components(text, column([len(text)]))[:2]
-        b, _ = MODELS[2].components(shuffled, column([len(text)]))[:2]
-    torch.testing.assert_close(a, b)  # the n-gram tables of this model are empty
+        tokens = model.read_tokens(torch.cat(draw_texts(lengths)), column(lengths))
+        by_token = model.evidence(tokens).by_token
+        segments = segment(tokens, column(lengths), SEGMENT)
+        other = torch.randperm(len(segments.row), generator=torch.Generator().manual_seed(seed))
+        shuffled = segments._replace(
+            **{name: getattr(segments, name)[other] for name in segments._fields if name != "per_row"}
+        )
+        for left, right in zip(
+            model.trunk(segments, tokens, by_token), model.trunk(shuffled, tokens, by_token), strict=True
+        ):
+            torch.testing.assert_close(left, right, atol=2e-5, rtol=1e-4)
+
+
+@given(LENGTHS)
+@settings(max_examples=25)
+def test_evidence_covers_the_tokens_of_its_own_text(lengths: list[int]) -> None:
+    tokens = MODELS[2].read_tokens(torch.cat(draw_texts(lengths)), column(lengths))
+    with torch.no_grad():
+        covering = covering_evidence(tokens_left(tokens))
+    start = 0
+    for length in lengths:
+        reach = covering[start : start + length, :, 0]
+        # Columns: 1-gram, 2-grams from here and one before, 3-grams from here, one and two before.
+        for column_, (size, back) in enumerate([(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]):
+            expected = [float(back <= t <= length - size + back) for t in range(length)]
+            assert (reach[:, column_] > 0).float().tolist() == expected
+        start += length
+
+
+def tokens_left(tokens: Tokens) -> Tensor:
+    """1 at each token where an n-gram that starts there lies within its text, [T, 3, 1]."""
+    left = tokens.lengths[tokens.row] - tokens.place
+    return torch.stack([(left >= n).float() for n in (1, 2, 3)], 1)[..., None]
 
 
 def test_one_order_is_the_text_as_it_stands() -> None:
@@ -183,7 +216,7 @@ def test_training_reads_random_orders_and_evaluation_gives_log_probabilities() -
     torch.manual_seed(0)
     first = model(**batch)
     first.loss.backward()
-    assert model.trunk.readout.query.grad is not None
+    assert model.trunk.words.readout.query.grad is not None
     assert not torch.equal(first.logits, model(**batch).logits)
     model.eval()
     with torch.no_grad():
@@ -204,7 +237,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         model.zero_grad()
         torch.manual_seed(5)
         model(**batch).loss.backward()
-        gradients.append(model.trunk.project_in.weight.grad.clone())
+        gradients.append(model.trunk.encoder.project_in.weight.grad.clone())
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
@@ -220,7 +253,7 @@ def test_mixed_precision_trains(precision: torch.dtype) -> None:
             loss = model(**batch).loss
         loss.backward()
         losses.append(loss.item())
-        assert torch.isfinite(model.trunk.project_in.weight.grad).all()
+        assert torch.isfinite(model.trunk.encoder.project_in.weight.grad).all()
     assert losses[1] == pytest.approx(losses[0], abs=0.05)
 
 

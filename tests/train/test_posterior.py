@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from train.calibration import calibrate, start_posterior
 from train.errors import CalibrationError
-from train.evidence import EvidenceTables, OutOfFold
+from train.evidence import EvidenceTables, HeldOut, OutOfFold
 from train.model import BetConfig, BetForSequenceClassification
 from train.model.budget import evidence_budget
 from train.model.posterior import Posterior, class_logits, digamma, normal_nodes
@@ -112,7 +112,9 @@ def test_the_start_finds_the_scale_that_the_out_of_fold_rows_have() -> None:
     labels = (random.random(4000) < special.expit(1.7 * evidence[:, 0])).astype(np.int64)
     honest = OutOfFold(evidence, np.zeros((4000, 2), np.float32))
     empty = np.zeros((1, 1), np.float32)
-    tables = EvidenceTables(empty, {}, {}, empty[0], whole=honest, crops=honest)
+    tables = EvidenceTables(
+        empty, {}, {}, empty[0], whole=honest, crops=honest, held_out=HeldOut(np.zeros((0, 3, 1), np.float16), empty)
+    )
     posterior = Posterior(1, 9)
     start_posterior(posterior, tables, labels, crop_weight=0.5)
     constant = posterior.log_variance[0].exp().item()

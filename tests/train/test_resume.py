@@ -15,13 +15,14 @@ import pytest
 import torch
 from transformers import set_seed
 
-from train import training
+from train import trainer
 from train.checkpoint import SEAL, newest_whole, seal, verify, written_whole
 from train.errors import CheckpointError
+from train.evidence import HeldOut
 from train.fit import FitOptions, fit
 from train.model import BetConfig, BetForSequenceClassification
 from train.preset import load_preset
-from train.training import train_trunk
+from train.training import Labelled, TrainingTexts, train_streams
 
 WHOLE = ("trainer_state.json", "model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 STEPS = 6  # of each of three epochs
@@ -31,11 +32,11 @@ class Killed(RuntimeError):
     pass
 
 
-class Watched(training._Epochs):
+class Watched(trainer._Epochs):
     """Counts steps, and stands in for a kill: the process gets no chance to tidy up."""
 
-    def __init__(self, windows: training.Windows, steps: list[int], kill_at: int | None) -> None:
-        super().__init__(windows)
+    def __init__(self, texts: TrainingTexts, steps: list[int], kill_at: int | None) -> None:
+        super().__init__(texts)
         self.steps, self.kill_at = steps, kill_at
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -64,11 +65,15 @@ def small_run(path: Path, *, resume: bool = False, kill_at: int | None = None, w
     set_seed(0)
     model = BetForSequenceClassification(config)
     options = replace(load_preset("demo").training, epochs=3.0, batch_size=8, window=32)
-    validation = (documents[:16], labels[:16] if worsening else 1 - labels[:16])
+    validation = Labelled(documents[:16], labels[:16] if worsening else 1 - labels[:16])
+    tokens = sum(len(d) for d in documents)
+    held_out = HeldOut(random.normal(0, 0.1, (tokens, 3, 1)).astype(np.float16), np.zeros((48, 1), np.float32))
     steps: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_Epochs", lambda windows: Watched(windows, steps, kill_at))
-        best = train_trunk(model, (documents, labels), validation, options, path, seed=0, resume=resume)
+        patch.setattr(trainer, "_Epochs", lambda texts: Watched(texts, steps, kill_at))
+        best = train_streams(
+            model, Labelled(documents, labels), held_out, validation, options, run=path, seed=0, resume=resume
+        )
     return Run(best, {name: value.clone() for name, value in model.state_dict().items()}, steps)
 
 
@@ -129,13 +134,14 @@ def test_a_complete_fit_is_left_as_it_is_with_resume_and_without(
         assert fit(replace(options, resume=resume)) == tiny_checkpoint
         assert caplog.messages == [f"already trained with these options: {tiny_checkpoint}"]
     assert {file: file.stat().st_mtime_ns for file in tiny_checkpoint.parent.rglob("*")} == before
-    assert mark["seconds"]["trunk"] > 0
+    assert mark["seconds"]["pretraining"] > 0
+    assert mark["seconds"]["training"] > 0
 
 
 def test_the_best_and_the_newest_are_kept_where_the_first_evaluation_was_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:  # tf#12915, #11748, #28544
-    monkeypatch.setattr(training, "_KEEP_ROLLING", 1)
+    monkeypatch.setattr(trainer, "KEEP_ROLLING", 1)
     caplog.set_level(logging.INFO)
     whole = small_run(tmp_path / "whole", worsening=True)
     assert whole.best["step"] == STEPS
@@ -145,7 +151,7 @@ def test_the_best_and_the_newest_are_kept_where_the_first_evaluation_was_the_bes
     assert [path.name for path in (tmp_path / "killed" / "milestones").iterdir()] == [f"step-{STEPS}"]
     caplog.clear()
     resumed = small_run(tmp_path / "killed", resume=True, worsening=True)
-    assert f"checkpoint-{2 * STEPS}" in next(line for line in caplog.messages if line.startswith("resuming from"))
+    assert f"checkpoint-{2 * STEPS}" in next(line for line in caplog.messages if "resuming from" in line)
     assert resumed.steps[-1] == whole.steps[-1]
     assert_equal(resumed, whole)
     assert rolling(tmp_path / "killed") == [3 * STEPS]

@@ -1,7 +1,8 @@
 """The Bayesian Expectation Transformer: configuration, parts and the assembled model.
 
-Read in the order of the data: `segments` (packing), `attention` (trunk and read-out), `evidence` (n-gram sufficient
-statistics), `posterior` (calibrated predictive distribution), `budget`, and `bet`, which puts them together.
+Read in the order of the data: `segments` (packing), `position`, `evidence` (n-gram sufficient statistics), `attention`
+and `streams` (the trunk), `posterior` (calibrated predictive distribution), `budget`, and `bet`, which puts them
+together.
 """
 
 from train.model.bet import BetForSequenceClassification, BetPrediction

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from train.model.dropout import ByteDropout
 from train.model.segments import Segments, sum_by_row
 
 _MASKED = -1e4  # added to scores that must not count; small enough for half precision, large enough to vanish
@@ -40,7 +41,7 @@ class LocalBlock(GradientCheckpointingLayer):
         self.query_key_value, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, intermediate), nn.Linear(intermediate, width)
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ByteDropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x [S, c, width], mask [S, c] -> [S, c, width]."""
@@ -122,21 +123,35 @@ class MartingaleAwareAttention(nn.Module):
         query = rotate(self.query[None, None], -(self.segment_length * rank)[..., None], self.rotary_base)  # [S,K,H,e]
 
         scores = torch.einsum("skhe,shce->skhc", query, key) / math.sqrt(e)
-        present = segments.mask[:, None, None].to(x.dtype)
-        scores = scores + (1 - present) * _MASKED
-        peak = scores.amax(-1)  # [S, K, H]
-        weight = (scores - peak[..., None]).exp() * present
-        partial = torch.einsum("skhc,shce->skhe", weight, value)
+        return pool(scores, value, segments).reshape(rows, orders, heads * e)
 
-        where = segments.row[:, None].expand(slots, orders * heads)
-        peak = peak.reshape(slots, -1)
-        highest = torch.full((rows, orders * heads), torch.finfo(peak.dtype).min, dtype=peak.dtype, device=x.device)
-        highest = highest.scatter_reduce(0, where, peak, "amax")
-        scale = (peak - highest[segments.row]).exp()
-        norm = sum_by_row(scale * weight.sum(-1).reshape(slots, -1), segments.row, rows)
-        scaled = partial * scale.reshape(slots, orders, heads, 1)
-        total = sum_by_row(scaled.reshape(slots, -1), segments.row, rows).reshape(rows, orders, heads, e)
-        # The clamp keeps a text without tokens finite; its neighbours never see it.
-        return (total / norm.clamp(min=torch.finfo(norm.dtype).tiny).reshape(rows, orders, heads, 1)).reshape(
-            rows, orders, heads * e
-        )
+
+def pool(scores: Tensor, value: Tensor, segments: Segments) -> Tensor:
+    """Attention over all tokens of each text, whose softmax is joined over segments from partial sums.
+
+    Args:
+        scores: [S, K, H, c], K queries for each of H heads.
+        value: [S, H, c, e].
+        segments: which tokens count, and of which text they are.
+
+    Returns:
+        [R, K, H, e]; zero for a text without tokens.
+    """
+    slots, queries, heads, _ = scores.shape
+    rows, e = segments.per_row.shape[0], value.shape[-1]
+    present = segments.mask[:, None, None].to(scores.dtype)
+    scores = scores + (1 - present) * _MASKED
+    peak = scores.amax(-1)  # [S, K, H]
+    weight = (scores - peak[..., None]).exp() * present
+    partial = torch.einsum("skhc,shce->skhe", weight, value)
+
+    where = segments.row[:, None].expand(slots, queries * heads)
+    peak = peak.reshape(slots, -1)
+    highest = torch.full((rows, queries * heads), torch.finfo(peak.dtype).min, dtype=peak.dtype, device=peak.device)
+    highest = highest.scatter_reduce(0, where, peak, "amax")
+    scale = (peak - highest[segments.row]).exp()
+    norm = sum_by_row(scale * weight.sum(-1).reshape(slots, -1), segments.row, rows)
+    scaled = partial * scale.reshape(slots, queries, heads, 1).to(partial.dtype)
+    total = sum_by_row(scaled.reshape(slots, -1), segments.row, rows).reshape(rows, queries, heads, e)
+    # The clamp keeps a text without tokens finite; its neighbours never see it.
+    return total / norm.clamp(min=torch.finfo(norm.dtype).tiny).reshape(rows, queries, heads, 1)

@@ -17,11 +17,14 @@ class BetConfig(PretrainedConfig):
 
     Args:
         vocab_size: entries of the WordPiece vocabulary.
-        embedding_size: width of the frozen PPMI word vectors.
-        hidden_size: width of the trunk.
+        embedding_size: width of the word vectors: PPMI at first, then pretrained, then frozen.
+        hidden_size: width of the encoder and the words stream.
         num_attention_heads: heads of the trunk's attention and of the read-out.
         intermediate_size: width of the feed-forward layers.
-        num_hidden_layers: blocks of the trunk.
+        num_hidden_layers: blocks of the encoder.
+        convolution: tokens that the encoder's convolution spans; odd.
+        evidence_width: width of the evidence stream, a multiple of 8.
+        evidence_scale: factor that brings the log-odds of single n-grams (about .1) to the size of other inputs.
         segment_length: tokens in a segment; attention stays inside one, so cost grows linearly with tokens.
         orders: segment orders that the served read-out averages over.
         training_orders: orders drawn anew for every training step (the first is always the text's own).
@@ -52,7 +55,10 @@ class BetConfig(PretrainedConfig):
         num_attention_heads: int = 4,
         intermediate_size: int = 128,
         num_hidden_layers: int = 1,
-        segment_length: int = 16,
+        convolution: int = 3,
+        evidence_width: int = 32,
+        evidence_scale: float = 8.0,
+        segment_length: int = 32,
         orders: int = 8,
         training_orders: int = 2,
         max_tokens: int = 512,
@@ -75,6 +81,9 @@ class BetConfig(PretrainedConfig):
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = intermediate_size
         self.num_hidden_layers = num_hidden_layers
+        self.convolution = convolution
+        self.evidence_width = evidence_width
+        self.evidence_scale = evidence_scale
         self.segment_length = segment_length
         self.orders = orders
         self.training_orders = training_orders
@@ -120,6 +129,8 @@ class BetConfig(PretrainedConfig):
                 "hidden_size",
                 "num_attention_heads",
                 "intermediate_size",
+                "convolution",
+                "evidence_width",
                 "segment_length",
                 "orders",
                 "training_orders",
@@ -136,6 +147,10 @@ class BetConfig(PretrainedConfig):
                 f"hidden_size = {self.hidden_size} is not a multiple of twice num_attention_heads = "
                 f"{self.num_attention_heads} (rotary embedding turns pairs)"
             )
+        if not self.convolution % 2:
+            faults.append(f"convolution = {self.convolution} is even: it could not be centred on a token")
+        if self.evidence_width % 8:
+            faults.append(f"evidence_width = {self.evidence_width} is not a multiple of 8, the width of its heads")
         if not 0 <= self.head_tokens <= self.max_tokens:
             faults.append(f"head_tokens = {self.head_tokens} is not between 0 and max_tokens = {self.max_tokens}")
         for name in ("hidden_dropout", "token_dropout"):

@@ -1,25 +1,44 @@
 """SufficientStatsEncoder: the evidence of a text as sums over its distinct n-grams, and how much of it is new.
 
-The sufficient statistics of a text are the 1-, 2- and 3-grams that occur in it. Each carries a log-odds that
-`train.evidence` learned; their sum is the evidence, and it does not depend on the order of the n-grams. Unigrams are
-indexed by token; n = 2, 3 are hashed into a table whose slots record a fingerprint of their owner, so that a foreign
-n-gram counts as *never seen* instead of borrowing another's evidence. Novelty is U²/N: U of the N distinct n-grams of
-the text were never seen in training, each weighing as much as the text's own rate of unseen ones.
+The sufficient statistics of a text are the 1-, 2- and 3-grams that occur in it, each with the weight of its heaviest
+place (`train.model.position`). Each carries a log-odds that `train.evidence` learned; their weighted sum is the
+evidence, and it does not depend on the order in which segments are read. Unigrams are indexed by token; n = 2, 3 are
+hashed into a table whose slots record a fingerprint of their owner, so that a foreign n-gram counts as *never seen*
+instead of borrowing another's evidence. Novelty is U²/N: U of the N distinct n-grams of the text were never seen in
+training, each weighing as much as the text's own rate of unseen ones.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
+from train.model.position import occurrence_weight
 from train.model.segments import FILL, Tokens, sum_by_row
 
 HASH_PRIME = (1 << 40) - 87
-HASH_FACTORS = {2: (589134672113, 912387465029), 3: (398712564481, 671209834157, 1034518276381)}
+HASH_FACTORS = {
+    1: (1,),  # the token itself
+    2: (589134672113, 912387465029),
+    3: (398712564481, 671209834157, 1034518276381),
+}
+HASHED = (2, 3)
+MAX_ROWS = 1 << 11  # texts of one batch: row, hash and weight share the 63 bits of a sort key as 11 + 40 + 12
+_WEIGHT_STEPS = 1 << 12  # above the largest weight in thousandths
+
+
+class Evidence(NamedTuple):
+    """What the n-grams of R texts say."""
+
+    total: Tensor  # [R, L] log-odds
+    novelty: Tensor  # [R, 2], U²/N of bigrams and trigrams
+    by_token: Tensor  # [T, 3, L], weighted evidence of the 1-, 2- and 3-gram that starts at each token
 
 
 class SufficientStatsEncoder(nn.Module):
-    """Sum of the evidence of the distinct n-grams of each text, and its novelty.
+    """Weighted sum of the evidence of the distinct n-grams of each text, and its novelty.
 
     Buffers: `bias` [L], `unigram` [V, L]; for n = 2, 3 `fingerprint_n` [M] int32 (-1: free slot), `evidence_n` [M, L].
     """
@@ -32,27 +51,54 @@ class SufficientStatsEncoder(nn.Module):
         self.slots = slots
         self.register_buffer("unigram", torch.zeros(vocab_size, columns))
         self.register_buffer("bias", torch.zeros(columns))
-        for n in HASH_FACTORS:
+        for n in HASHED:
             self.register_buffer(f"fingerprint_{n}", torch.full((slots,), -1, dtype=torch.int32))
             self.register_buffer(f"evidence_{n}", torch.zeros(slots, columns))
 
-    def forward(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Tokens of R texts -> evidence [R, L] (log-odds), novelty [R, 2] (U²/N of bigrams, of trigrams)."""
+    def forward(self, tokens: Tokens, member: Tensor | None = None, member_bias: Tensor | None = None) -> Evidence:
+        """Read the evidence of R texts.
+
+        Args:
+            tokens: at most `MAX_ROWS` texts.
+            member: [T, 3, L], evidence of the n-gram that starts at each token (0: unknown) to use instead of the
+                tables: in training, that of the member that never saw the text.
+            member_bias: [R, L], that member's intercept.
+        """
         rows = tokens.lengths.shape[0]
-        key, row, first = _distinct(tokens.ids.clamp(min=0), tokens.ids >= 0, tokens.row)
-        evidence = self.bias + sum_by_row(self.unigram[key] * first[:, None].to(self.unigram.dtype), row, rows)
-        novelty = []
+        length = tokens.lengths[tokens.row]
+        total = self.bias.expand(rows, -1) if member_bias is None else member_bias
+        by_token, novelty = [], []
         for n, factors in HASH_FACTORS.items():
-            key, row, first = _distinct(*_hashes(tokens, factors), tokens.row)
-            fingerprint, table = getattr(self, f"fingerprint_{n}"), getattr(self, f"evidence_{n}")
-            slot = key % self.slots
-            # Never `key // slots`: exported, the division of 64-bit integers runs in float32 and real text is wrong.
-            known = first & (fingerprint[slot].to(torch.int64) * self.slots + slot == key)
-            evidence = evidence + sum_by_row(table[slot] * known[:, None].to(table.dtype), row, rows)
-            counts = torch.stack([(first & ~known), first], 1).to(table.dtype)
-            unseen, distinct = sum_by_row(counts, row, rows).unbind(1)
-            novelty.append(unseen * unseen / distinct.clamp(min=1))
-        return evidence, torch.stack(novelty, 1)
+            hashed, whole = _hashes(tokens, factors)
+            weight = occurrence_weight(tokens.place, (length - n - tokens.place).clamp(min=0), length)
+            if member is None:
+                value, known = self._look_up(n, hashed)
+            else:
+                value, known = member[:, n - 1], whole
+            value = value * (known & whole)[:, None].to(value.dtype)
+            weighted = value * weight[:, None]
+            by_token.append(weighted)
+            order, row, heaviest = _at_heaviest_place(hashed, whole, tokens.row, weight)
+            chosen = weighted[order] * heaviest[:, None].to(value.dtype)
+            if n in HASHED and member is None:
+                counts = torch.stack([heaviest & ~known[order], heaviest], 1).to(value.dtype)
+                summed = sum_by_row(torch.cat([chosen, counts], 1), row, rows)
+                unseen, distinct = summed[:, -2], summed[:, -1]
+                novelty.append(unseen * unseen / distinct.clamp(min=1))
+                total = total + summed[:, :-2]
+            else:
+                total = total + sum_by_row(chosen, row, rows)
+        unknown = [torch.zeros_like(total[:, 0])] * len(HASHED)
+        return Evidence(total, torch.stack(novelty or unknown, 1), torch.stack(by_token, 1))
+
+    def _look_up(self, n: int, hashed: Tensor) -> tuple[Tensor, Tensor]:
+        """Evidence [T, L] of each n-gram, and whether training knew it [T]."""
+        if n not in HASHED:
+            return self.unigram[hashed], torch.ones_like(hashed, dtype=torch.bool)
+        slot = hashed % self.slots
+        # Never `hashed // slots`: exported, the division of 64-bit integers runs in float32 and real text is wrong.
+        owner = getattr(self, f"fingerprint_{n}")[slot].to(torch.int64) * self.slots + slot
+        return getattr(self, f"evidence_{n}")[slot], owner == hashed
 
 
 def _hashes(tokens: Tokens, factors: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -68,12 +114,14 @@ def _hashes(tokens: Tokens, factors: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return hashed % HASH_PRIME, whole
 
 
-def _distinct(key: Tensor, valid: Tensor, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort keys by text and mark the first of each run of equals: (key, row, is first and valid), each [T].
+def _at_heaviest_place(hashed: Tensor, valid: Tensor, row: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort n-grams by text, hash and weight, and mark the last of each run: (order, row, is it), each [T].
 
-    One sort serves all texts: the text's number stands above the 40 bits of the key.
+    One sort serves all texts: the text's number stands above the 40 bits of the hash, the weight in thousandths below.
     """
-    combined = torch.where(valid, row * (1 << 40) + key, torch.full_like(key, -1))
-    combined, order = torch.sort(combined)
-    first = torch.cat([torch.ones_like(valid[:1]), combined[1:] != combined[:-1]])
-    return key[order], row[order], first & (combined >= 0)
+    steps = torch.round(weight * 1000).to(torch.int64)
+    key = (row * (1 << 40) + hashed) * _WEIGHT_STEPS + steps
+    combined, order = torch.sort(torch.where(valid, key, torch.full_like(key, -1)))
+    key, row, valid = hashed[order], row[order], combined >= 0
+    differs = (key[1:] != key[:-1]) | (row[1:] != row[:-1]) | ~valid[:-1]
+    return order, row, valid & torch.cat([differs, torch.ones_like(valid[:1])])

@@ -81,8 +81,8 @@ class Posterior(nn.Module):
         self.register_buffer("nodes", torch.from_numpy(x))
         self.register_buffer("weights", torch.from_numpy(w))
         self.log_evidence_scale = nn.Parameter(torch.tensor(0.0))
-        # Where fits on different calibration rows of the default corpus land (-1.5 to -2.0).
-        self.log_trunk_scale = nn.Parameter(torch.tensor(-1.7))
+        # The trunk's logits come scaled as training joined them.
+        self.log_trunk_scale = nn.Parameter(torch.tensor(0.0))
         self.bias = nn.Parameter(torch.zeros(columns))
         self.log_variance = nn.Parameter(torch.tensor([-3.0, -4.0, -4.0]))  # constant, bigram novelty, trigram novelty
         self.requires_grad_(False)

@@ -24,6 +24,7 @@ class Tokens(NamedTuple):
 
     ids: Tensor  # [T] int64, FILL where a token is to be ignored
     row: Tensor  # [T] int64, the text of each token
+    place: Tensor  # [T] int64, tokens before it in its text
     lengths: Tensor  # [R] int64, tokens that count, per text
 
 
@@ -32,6 +33,8 @@ class Segments(NamedTuple):
 
     ids: Tensor  # [S, c] int64, 0 where the mask is False
     mask: Tensor  # [S, c] bool
+    token: Tensor  # [S, c] int64, which of the T tokens
+    offset: Tensor  # [S, c] int64, tokens before it in its text
     row: Tensor  # [S] int64, the text of each slot
     place: Tensor  # [S] int64, place of the slot within its text
     per_row: Tensor  # [R] int64, segments of each text, at least 1
@@ -58,7 +61,7 @@ def read_tokens(input_ids: Tensor, lengths: Tensor, *, max_length: int, vocab_si
     counts = (input_ids >= 0) & (input_ids < vocab_size) & (place < torch.clamp(width, max=max_length)[row])
     ids = torch.where(counts, input_ids, FILL)
     true = torch.zeros_like(width).scatter_add(0, row, counts.to(torch.int64))
-    return Tokens(ids, row, true)
+    return Tokens(ids, row, place, true)
 
 
 def segment(tokens: Tokens, input_lengths: Tensor, c: int) -> Segments:
@@ -81,9 +84,11 @@ def segment(tokens: Tokens, input_lengths: Tensor, c: int) -> Segments:
     index = slot - (last - count)[row]
     offset = index[:, None] * c + torch.arange(c, device=device)[None, :]
     mask = offset < tokens.lengths[row][:, None]
-    ids = tokens.ids[(start[row][:, None] + offset).clamp(max=total - 1)]
+    token = (start[row][:, None] + offset).clamp(max=total - 1)
+    ids = tokens.ids[token]
     mask = mask & (ids >= 0)
-    return Segments(torch.where(mask, ids, 0), mask, row, torch.minimum(index, count[row] - 1), count)
+    place = torch.minimum(index, count[row] - 1)
+    return Segments(torch.where(mask, ids, 0), mask, token, offset, row, place, count)
 
 
 def sum_by_row(values: Tensor, row: Tensor, rows: int) -> Tensor:
