@@ -27,7 +27,6 @@ from train.data import reload_corpus
 from train.decision import Decision
 from train.errors import DataError
 from train.prediction import pack
-from train.tokenizer import UNK_ID
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class BetCheckpoint:
     def encoder(self) -> TextEncoder:
         """Head and tail of a text, without special tokens."""
         config = self.whole.model.config
-        return TextEncoder(self.whole.tokenizer, config.max_tokens, config.head_tokens, False, UNK_ID)
+        return TextEncoder(self.whole.tokenizer, config.max_tokens, config.head_tokens, False, config.unk_token_id)
 
     @property
     def tokenizer_file(self) -> bytes:

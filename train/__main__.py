@@ -39,6 +39,7 @@ def _fit(options: argparse.Namespace) -> int:
         FitOptions(
             output=options.output,
             preset=options.preset,
+            encoder=options.encoder,
             data=options.data,
             text_column=options.text_column,
             label_column=options.label_column,
@@ -95,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--label-column", default="label", help="column of the labels (default: %(default)s)")
     fit.add_argument(
         "--preset", default="demo", help=f"one of {', '.join(preset_names())}, or a YAML file (default: %(default)s)"
+    )
+    fit.add_argument(
+        "--encoder", type=Path, metavar="FOLDER", help="Hugging Face encoder that the preset pretrained builds on"
     )
     fit.add_argument(
         "--output", type=Path, default=Path("build/checkpoint"), help="folder of the run (default: %(default)s)"

@@ -17,8 +17,10 @@ def ppmi_vectors(
     """Vectors [vocab_size, width] float32 with standard deviation 0.1; row 0 (padding) is zero.
 
     Pairs within `window` tokens count with weight 1 / distance; context frequencies are smoothed by the power 3/4; the
-    vectors are U·√S of a randomised SVD.
+    vectors are U·√S of a randomised SVD. A width of 0 gives none.
     """
+    if not width:
+        return np.zeros((0, 0), np.float32)
     ids = np.concatenate(documents)
     owner = np.repeat(np.arange(len(documents)), [len(d) for d in documents])
     counts = sp.csr_matrix((vocab_size, vocab_size), dtype=np.float32)

@@ -25,9 +25,10 @@ from train.evidence import EvidenceTables, HeldOut, OutOfFold, fit_evidence
 from train.model.bet import BetForSequenceClassification
 from train.model.config import BetConfig
 from train.model.evidence import HASHED
+from train.model.streams import Encoder
 from train.prediction import Ids
 from train.preset import Preset
-from train.tokenizer import encode, load_tokenizer, save_tokenizer, train_tokenizer
+from train.tokenizer import adopt_tokenizer, encode, load_tokenizer, save_tokenizer, train_tokenizer
 
 _log = logging.getLogger(__name__)
 _ARRAYS = "features.safetensors"
@@ -40,13 +41,16 @@ class Features:
 
     tokenizer: Tokenizer
     tables: EvidenceTables
-    vectors: npt.NDArray[np.float32]  # [V, embedding_size]
+    vectors: npt.NDArray[np.float32]  # [V, embedding_size]; [0, 0] where the encoder brings its own
 
 
 def prepare_features(
-    corpus: Corpus, preset: Preset, folder: Path, *, seed: int, threads: int
+    corpus: Corpus, preset: Preset, folder: Path, *, encoder: Path | None = None, seed: int, threads: int
 ) -> tuple[Features, list[Ids]]:
-    """Features from the training part, and its token ids; loaded from `folder` where they lie there whole."""
+    """Features from the training part, and its token ids; loaded from `folder` where they lie there whole.
+
+    With a pretrained `encoder`, its folder gives the tokenizer, and there are no word vectors to make.
+    """
     config = BetConfig(**preset.model)
     if folder.is_dir():
         try:
@@ -58,13 +62,18 @@ def prepare_features(
             _log.info("tokenizer, evidence and word vectors: reused from %s", folder)
             return features, encode(features.tokenizer, corpus.train.texts, config.max_tokens, config.head_tokens)
     started = time.perf_counter()
-    tokenizer = train_tokenizer(corpus.train.texts, preset.tokenizer.vocab_size)
+    if encoder is not None:
+        tokenizer = adopt_tokenizer(encoder)
+    else:
+        assert preset.tokenizer is not None
+        tokenizer = train_tokenizer(corpus.train.texts, preset.tokenizer.vocab_size)
     documents = encode(tokenizer, corpus.train.texts, config.max_tokens, config.head_tokens)
     vocab_size = tokenizer.get_vocab_size()
     _log.info("tokenizer: %d pieces, %.0f s", vocab_size, time.perf_counter() - started)
     started = time.perf_counter()
     with ThreadPoolExecutor(1) as pool:
-        vectors = pool.submit(ppmi_vectors, documents, vocab_size, config.embedding_size, seed=seed)
+        width = 0 if encoder is not None else config.embedding_size
+        vectors = pool.submit(ppmi_vectors, documents, vocab_size, width, seed=seed)
         tables = fit_evidence(
             documents,
             corpus.train.labels,
@@ -95,7 +104,8 @@ def build_model(config: BetConfig, features: Features) -> BetForSequenceClassifi
         for n in HASHED:
             getattr(model.evidence, f"fingerprint_{n}").copy_(torch.from_numpy(tables.fingerprints[n]))
             getattr(model.evidence, f"evidence_{n}").copy_(torch.from_numpy(tables.tables[n]))
-        model.trunk.encoder.embedding.weight.copy_(torch.from_numpy(features.vectors))
+        if isinstance(model.trunk.encoder, Encoder):
+            model.trunk.encoder.embedding.weight.copy_(torch.from_numpy(features.vectors))
     return model
 
 

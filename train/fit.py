@@ -25,9 +25,10 @@ from train.data import DEFAULT_FOLD, IMDB, Corpus, load_corpus
 from train.errors import CheckpointError, ConfigError
 from train.features import build_model, prepare_features
 from train.model.config import BetConfig
+from train.model.pretrained import PretrainedEncoder, read_encoder
 from train.preset import Preset, load_preset
 from train.pretraining import PRETRAINED, PRETRAINING, pretrain
-from train.tokenizer import encode
+from train.tokenizer import encode, special_ids
 from train.training import MILESTONES, ROLLING, Labelled, train_streams
 
 PRODUCTION, FEATURES = "production", "features"
@@ -47,6 +48,7 @@ class FitOptions:
 
     output: Path
     preset: str = "demo"
+    encoder: Path | None = None  # folder of a Hugging Face encoder, for presets that want one
     data: str = IMDB
     text_column: str = "text"
     label_column: str = "label"
@@ -69,6 +71,7 @@ def fit(options: FitOptions) -> Path:
     """
     disable_progress_bar()  # transformers draws one for each file that it writes; ours are small
     preset = load_preset(options.preset)
+    _check_encoder(options, preset)
     run_key = _run_key(options, preset)
     production = options.output / PRODUCTION
     if _is_complete(production, run_key):
@@ -95,12 +98,15 @@ def fit(options: FitOptions) -> Path:
     threads = torch.get_num_threads()
     lap = time.perf_counter()
     features, documents = prepare_features(
-        corpus, preset, options.output / FEATURES, seed=options.seed, threads=threads
+        corpus, preset, options.output / FEATURES, encoder=options.encoder, seed=options.seed, threads=threads
     )
     seconds["features"] = time.perf_counter() - lap
+    pretrained, weights = read_encoder(options.encoder) if options.encoder else (None, {})
     config = BetConfig(
         **{
             **preset.model,
+            **special_ids(features.tokenizer),
+            **({"pretrained": pretrained, "hidden_size": pretrained["hidden_size"]} if pretrained else {}),
             "vocab_size": features.tokenizer.get_vocab_size(),
             "id2label": dict(enumerate(corpus.label_names)),
             "label2id": {name: i for i, name in enumerate(corpus.label_names)},
@@ -108,13 +114,16 @@ def fit(options: FitOptions) -> Path:
     )
     set_seed(options.seed)
     model = build_model(config, features)
+    if isinstance(model.trunk.encoder, PretrainedEncoder):
+        model.trunk.encoder.model.load_state_dict(weights)
     start_posterior(model.posterior, features.tables, corpus.train.labels, crop_weight=preset.calibration.crop_weight)
 
     def ids(part: str) -> list[Any]:
         return encode(features.tokenizer, getattr(corpus, part).texts, config.max_tokens, config.head_tokens)
 
     lap = time.perf_counter()
-    pretrain(model, documents, preset.pretraining, options.output, seed=options.seed, resume=options.resume)
+    if preset.pretraining is not None:
+        pretrain(model, documents, preset.pretraining, options.output, seed=options.seed, resume=options.resume)
     seconds["pretraining"] = time.perf_counter() - lap
     lap = time.perf_counter()
     best = train_streams(
@@ -182,14 +191,27 @@ def git_commit() -> str | None:
     return commit + ("+changes" if changed else "")
 
 
+def _check_encoder(options: FitOptions, preset: Preset) -> None:
+    if preset.encoder == "folder" and options.encoder is None:
+        raise ConfigError(
+            f"the preset {preset.name} builds on a pretrained encoder; give its Hugging Face folder with --encoder"
+        )
+    if preset.encoder == "own" and options.encoder is not None:
+        raise ConfigError(
+            f"the preset {preset.name} trains an encoder of its own, and --encoder {options.encoder} gives another; "
+            "choose --preset pretrained"
+        )
+
+
 def _run_key(options: FitOptions, preset: Preset) -> str:
     """Hash of all that makes a model: options, preset, the content of a data file, and the code of the recipe."""
     digest = hashlib.sha256()
     wanted = [options.data, options.text_column, options.label_column, options.fold, options.limit, options.seed]
     digest.update(json.dumps([wanted, preset.as_dict()], sort_keys=True).encode())
     data = Path(options.data)
-    if data.is_file():
-        digest.update(data.read_bytes())
+    for file in [data, *(sorted(options.encoder.glob("*.*")) if options.encoder else [])]:
+        if file.is_file():
+            digest.update(file.read_bytes())
     root = Path(__file__).parent
     for pattern in _RECIPE:
         for path in sorted(root.glob(f"{pattern}.py")):

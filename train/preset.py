@@ -82,9 +82,15 @@ class PretrainingOptions(OptimizerOptions):
 
 @dataclass(frozen=True)
 class TrainingOptions(OptimizerOptions):
-    """Training on labels; `crop_share` of the texts are shown as short crops."""
+    """Training on labels.
+
+    Attributes:
+        crop_share: of the texts, shown as short crops.
+        encoder_rate: learning rate of the encoder, as a share of the others'; 0 leaves it as pretraining left it.
+    """
 
     crop_share: float
+    encoder_rate: float
 
 
 @dataclass(frozen=True)
@@ -97,12 +103,24 @@ class CalibrationOptions:
 
 @dataclass(frozen=True)
 class Preset:
-    """All options of a run. `model` is handed to `BetConfig`."""
+    """All options of a run.
+
+    Attributes:
+        name: of the file.
+        encoder: whose it is: "own", or from a "folder", which then brings its tokenizer and comes pretrained.
+        tokenizer: None with an encoder from a folder.
+        evidence: of n-grams.
+        pretraining: None with an encoder from a folder.
+        training: on labels.
+        calibration: after training.
+        model: handed to `BetConfig`.
+    """
 
     name: str
-    tokenizer: TokenizerOptions
+    encoder: str
+    tokenizer: TokenizerOptions | None
     evidence: EvidenceOptions
-    pretraining: PretrainingOptions
+    pretraining: PretrainingOptions | None
     training: TrainingOptions
     calibration: CalibrationOptions
     model: dict[str, Any] = field(default_factory=dict)
@@ -134,20 +152,23 @@ def load_preset(name: str) -> Preset:
         raise ConfigError(f"{path.name} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path.name} holds no sections; start from train/configs/demo.yaml")
-    sections = {
-        "tokenizer": TokenizerOptions,
+    encoder = content.get("encoder")
+    sections: dict[str, type] = {
+        **({} if encoder == "folder" else {"tokenizer": TokenizerOptions, "pretraining": PretrainingOptions}),
         "evidence": EvidenceOptions,
-        "pretraining": PretrainingOptions,
         "training": TrainingOptions,
         "calibration": CalibrationOptions,
     }
-    faults = [f"unknown section {key!r}" for key in content if key not in sections and key != "model"]
-    read = {key: _section(kind, content.get(key), key, faults) for key, kind in sections.items()}
+    faults = [f"unknown section {key!r}" for key in content if key not in sections and key not in ("model", "encoder")]
+    if encoder not in ("own", "folder"):
+        faults.append(f"encoder = {encoder!r} must be own or folder")
+    read: dict[str, Any] = {"tokenizer": None, "pretraining": None}
+    read |= {key: _section(kind, content.get(key), key, faults) for key, kind in sections.items()}
     model = content.get("model") or {}
     faults += _unknown_model_keys(model)
     if faults:
         raise ConfigError(f"{path.name}: " + "; ".join(faults))
-    return Preset(path.stem, model=model, **read)
+    return Preset(path.stem, encoder=str(encoder), model=model, **read)
 
 
 def _section(kind: type, content: Any, section: str, faults: list[str]) -> Any:

@@ -24,6 +24,7 @@ from train.errors import CheckpointError
 from train.model.bet import BetForSequenceClassification
 from train.model.position import position_features
 from train.model.segments import segment
+from train.model.streams import Encoder
 from train.prediction import Ids, pack
 from train.preset import PretrainingOptions
 from train.trainer import AtomicTrainer, optimizer_of, trainer_arguments
@@ -43,10 +44,12 @@ class HiddenTokens(nn.Module):
     hide: Tensor
     cumulative: Tensor
 
-    def __init__(self, model: BetForSequenceClassification, counts: Ids, options: PretrainingOptions) -> None:
+    def __init__(
+        self, model: BetForSequenceClassification, encoder: Encoder, counts: Ids, options: PretrainingOptions
+    ) -> None:
         super().__init__()
         self.config, self.read_tokens = model.config, model.read_tokens
-        self.encoder, self.negatives = model.trunk.encoder, options.negatives
+        self.encoder, self.negatives = encoder, options.negatives
         self.to_embedding = nn.Linear(model.config.hidden_size, model.config.embedding_size)
         share = torch.from_numpy(counts / counts.sum()).float()
         self.bias = nn.Parameter((share + 1e-9).log())
@@ -93,6 +96,7 @@ def pretrain(
     if not options.epochs:
         return
     encoder, folder = model.trunk.encoder, run / PRETRAINED
+    assert isinstance(encoder, Encoder), "an encoder from a folder comes pretrained"
     if folder.is_dir():
         try:
             verify(folder)
@@ -106,13 +110,13 @@ def pretrain(
     counts = np.bincount(np.concatenate(documents), minlength=model.config.vocab_size)
     encoder.embedding.weight.requires_grad_(True)
     set_seed(seed)
-    objective = HiddenTokens(model, counts, options)
+    objective = HiddenTokens(model, encoder, counts, options)
     trainer = AtomicTrainer(
         model=objective,
         args=trainer_arguments(options, run / PRETRAINING, seed=seed, lr_scheduler_type="linear"),
         train_dataset=stretches,
         data_collator=collate,
-        optimizers=(optimizer_of(objective, options, encoder.embedding.weight, options.embedding_rate), None),
+        optimizers=(optimizer_of(objective, options, [encoder.embedding.weight], options.embedding_rate), None),
     )
     trainer.go("pretraining", stretches, resume=resume)
     encoder.embedding.weight.requires_grad_(False)

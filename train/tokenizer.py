@@ -19,6 +19,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from train.errors import CheckpointError, ConfigError, DataError
 
 PAD, UNK = "[PAD]", "[UNK]"
+_PADDING, _UNKNOWN, _OPENING = (PAD, "<pad>"), (UNK, "<unk>"), ("[CLS]", "<s>", "<cls>")  # names in the wild
+_LINE_BREAK = normalizers.Replace(Regex(r"<br\s*/?>"), " ")
 PAD_ID, UNK_ID = 0, 1
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
@@ -41,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(_word_pieces())
     tokenizer.normalizer = normalizers.Sequence(
         [
-            normalizers.Replace(Regex(r"<br\s*/?>"), " "),
+            _LINE_BREAK,
             normalizers.BertNormalizer(lowercase=True, strip_accents=True),
         ]
     )
@@ -79,14 +81,41 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     return _plain(tokenizer)
 
 
+def adopt_tokenizer(path: Path | str) -> Tokenizer:
+    """The tokenizer of a pretrained encoder's folder, with line-break markup read as white space, as ours does.
+
+    Raises:
+        CheckpointError: if there is none, or it knows no padding, unknown or opening token.
+    """
+    tokenizer = load_tokenizer(path)
+    for kind, names in (("padding", _PADDING), ("unknown", _UNKNOWN), ("opening", _OPENING)):
+        if _special(tokenizer, names) is None:
+            raise CheckpointError(f"the tokenizer in {path} has no {kind} token (none of {', '.join(names)})")
+    steps = [_LINE_BREAK] if tokenizer.normalizer is None else [_LINE_BREAK, tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    return tokenizer
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the padding, unknown and (for an adopted tokenizer) opening token, by their names in `BetConfig`."""
+    kinds = {"pad_token_id": _PADDING, "unk_token_id": _UNKNOWN, "opening_token_id": _OPENING}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    found = {key: _special(tokenizer, names) for key, names in kinds.items()}
+    return {key: vocabulary[token] for key, token in found.items() if token is not None}
+
+
+def _special(tokenizer: Tokenizer, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if tokenizer.token_to_id(name) is not None), None)
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write `tokenizer.json` and the `tokenizer_config.json` by which `AutoTokenizer` finds it."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / TOKENIZER_FILE))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": PAD,
-        "unk_token": UNK,
+        "pad_token": _special(tokenizer, _PADDING),
+        "unk_token": _special(tokenizer, _UNKNOWN),
         "model_input_names": ["input_ids", "attention_mask"],
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
@@ -107,7 +136,7 @@ def encode(tokenizer: Tokenizer, texts: list[str], max_length: int, head_length:
         raise ConfigError(
             f"head_length {head_length} must lie between 0 and max_length {max_length}, and that be at least 1"
         )
-    empty = tokenizer.token_to_id(UNK)
+    empty = special_ids(tokenizer).get("unk_token_id")
     if empty is None:
         raise ConfigError(f"the tokenizer has no {UNK} token, so a text without any token would have no id")
     rows = (encoding.ids or [empty] for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False))

@@ -118,6 +118,9 @@ def train_streams(
     Raises:
         CheckpointError: if `resume` is asked for and no checkpoint is whole.
     """
+    encoder = model.trunk.encoder
+    if not options.encoder_rate:
+        encoder.requires_grad_(False)
     texts = TrainingTexts(train, held_out, options.window, options.crop_share, seed)
     milestones = Milestones(model, run / MILESTONES)
     trainer = AtomicTrainer(
@@ -135,7 +138,7 @@ def train_streams(
         data_collator=collate,
         compute_metrics=_metrics,
         callbacks=[milestones],
-        optimizers=(optimizer_of(model, options), None),
+        optimizers=(optimizer_of(model, options, encoder.parameters(), options.encoder_rate), None),
     )
     trainer.go("training", texts, resume=resume)
     best = milestones.best()

@@ -74,11 +74,11 @@ def wrong_variance(model: onnx.ModelProto, posterior: Posterior) -> None:
 
 
 def one_weight_changed(model: onnx.ModelProto, _: Posterior) -> None:
-    change(model, "trunk.from_readout.bias", lambda v: v.__setitem__(0, v[0] + 0.01))
+    change(model, "trunk.words.from_readout.bias", lambda v: v.__setitem__(0, v[0] + 0.01))
 
 
 def nan_weight(model: onnx.ModelProto, _: Posterior) -> None:
-    change(model, "trunk.from_readout.bias", lambda v: v.__setitem__(0, np.nan))
+    change(model, "trunk.words.from_readout.bias", lambda v: v.__setitem__(0, np.nan))
 
 
 def wrong_threshold(model: onnx.ModelProto, _: Posterior) -> None:
@@ -177,7 +177,7 @@ def test_a_nan_on_both_sides_is_no_agreement(
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(tiny_checkpoint, checkpoint)
     weights = load_file(checkpoint / "model.safetensors")
-    weights["trunk.from_readout.bias"][0] = torch.nan
+    weights["trunk.words.from_readout.bias"][0] = torch.nan
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     seal(checkpoint)
 

@@ -37,6 +37,8 @@ class BetConfig(PretrainedConfig):
         noise_nodes: nodes at which the logit's normal distribution is integrated; two classes use Gauss-Hermite
             quadrature (exact for smooth functions at nine), more classes at least eight times as many quasi-random
             points.
+        pretrained: configuration of a Hugging Face encoder that stands in for ours (`train.model.pretrained`); None for
+            ours. `hidden_size` is then its width, and `opening_token_id` the token that opens each segment.
         budget_gap, budget_epsilon: constants of the evidence budget (see `train.model.budget`).
         order_seed: seed of the fixed segment orders.
 
@@ -73,6 +75,8 @@ class BetConfig(PretrainedConfig):
         order_seed: int = 0,
         pad_token_id: int = 0,
         unk_token_id: int = 1,
+        opening_token_id: int = 0,
+        pretrained: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -99,6 +103,8 @@ class BetConfig(PretrainedConfig):
         self.order_seed = order_seed
         self.pad_token_id = pad_token_id
         self.unk_token_id = unk_token_id
+        self.opening_token_id = opening_token_id
+        self.pretrained = pretrained
         super().__init__(**kwargs)
         faults = self._faults()
         if faults:

@@ -17,6 +17,7 @@ from train.model.attention import LocalBlock, MartingaleAwareAttention, pool
 from train.model.config import BetConfig
 from train.model.dropout import ByteDropout
 from train.model.position import FEATURES, position_features
+from train.model.pretrained import PretrainedEncoder
 from train.model.segments import Segments, Tokens, sum_by_row
 
 _PROJECTED, _COUNTED = 16, 2  # moments of 16 projections and 2 soft counts of the hidden states
@@ -203,7 +204,9 @@ class Trunk(nn.Module):
     def __init__(self, config: BetConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder: Encoder | PretrainedEncoder = (
+            Encoder(config) if config.pretrained is None else PretrainedEncoder(config)
+        )
         self.words = WordsStream(config)
         self.evidence = EvidenceStream(config)
 
