@@ -1,4 +1,4 @@
-"""What is learned before the trunk: tokenizer, n-gram evidence, word vectors; made once a run and kept beside it.
+"""What is learned before the streams: tokenizer and word vectors, then n-gram evidence; each made once a run and kept.
 
 They depend on the training part and the preset alone, so a resumed run loads them instead of fitting them again.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,36 +30,31 @@ from train.preset import Preset
 from train.tokenizer import adopt_tokenizer, encode, load_tokenizer, save_tokenizer, train_tokenizer
 
 _log = logging.getLogger(__name__)
-_ARRAYS = "features.safetensors"
+FEATURES, EVIDENCE = "features", "evidence"
+_VECTORS, _TABLES = "vectors.safetensors", "tables.safetensors"
 _HONEST = ("whole", "crops")
 
 
 @dataclass(frozen=True)
 class Features:
-    """Learned before the trunk."""
+    """What the encoder starts from."""
 
     tokenizer: Tokenizer
-    tables: EvidenceTables
     vectors: npt.NDArray[np.float32]  # [V, embedding_size]; [0, 0] where the encoder brings its own
 
 
 def prepare_features(
-    corpus: Corpus, preset: Preset, folder: Path, *, encoder: Path | None = None, seed: int, threads: int
+    corpus: Corpus, preset: Preset, run: Path, *, encoder: Path | None = None, seed: int
 ) -> tuple[Features, list[Ids]]:
-    """Features from the training part, and its token ids; loaded from `folder` where they lie there whole.
+    """Features from the training part, and its token ids; loaded from `run` where they lie there whole.
 
     With a pretrained `encoder`, its folder gives the tokenizer, and there are no word vectors to make.
     """
     config = BetConfig(**preset.model)
-    if folder.is_dir():
-        try:
-            verify(folder)
-        except CheckpointError as error:
-            _log.warning("features are made again: %s", error)
-        else:
-            features = _load(folder)
-            _log.info("tokenizer, evidence and word vectors: reused from %s", folder)
-            return features, encode(features.tokenizer, corpus.train.texts, config.max_tokens, config.head_tokens)
+    folder = run / FEATURES
+    if _whole(folder, "tokenizer and word vectors"):
+        features = Features(load_tokenizer(folder), load_file(folder / _VECTORS)["vectors"])
+        return features, encode(features.tokenizer, corpus.train.texts, config.max_tokens, config.head_tokens)
     started = time.perf_counter()
     if encoder is not None:
         tokenizer = adopt_tokenizer(encoder)
@@ -68,56 +62,93 @@ def prepare_features(
         assert preset.tokenizer is not None
         tokenizer = train_tokenizer(corpus.train.texts, preset.tokenizer.vocab_size)
     documents = encode(tokenizer, corpus.train.texts, config.max_tokens, config.head_tokens)
-    vocab_size = tokenizer.get_vocab_size()
-    _log.info("tokenizer: %d pieces, %.0f s", vocab_size, time.perf_counter() - started)
-    started = time.perf_counter()
-    with ThreadPoolExecutor(1) as pool:
-        width = 0 if encoder is not None else config.embedding_size
-        vectors = pool.submit(ppmi_vectors, documents, vocab_size, width, seed=seed)
-        tables = fit_evidence(
-            documents,
-            corpus.train.labels,
-            num_classes=len(corpus.label_names),
-            vocab_size=vocab_size,
-            slots=config.hash_slots,
-            folds=preset.evidence.folds,
-            inverse_regularisation=preset.evidence.inverse_regularisation,
-            crop_weight=preset.evidence.crop_weight,
-            seed=seed,
-            threads=threads,
-        )
-        features = Features(tokenizer, tables, vectors.result())
-    accuracy = (_as_class(tables.whole.evidence) == corpus.train.labels).mean()
-    _log.info("evidence: out-of-fold accuracy %.4f, %.0f s", accuracy, time.perf_counter() - started)
+    pieces = tokenizer.get_vocab_size()
+    width = 0 if encoder is not None else config.embedding_size
+    features = Features(tokenizer, ppmi_vectors(documents, pieces, width, seed=seed))
+    _log.info("tokenizer and word vectors: %d pieces, %.0f s", pieces, time.perf_counter() - started)
     with written_whole(folder) as staging:
-        _save(features, staging)
+        save_tokenizer(tokenizer, staging)
+        save_file({"vectors": np.ascontiguousarray(features.vectors)}, staging / _VECTORS)
     return features, documents
 
 
+def prepare_evidence(
+    documents: list[Ids], corpus: Corpus, preset: Preset, run: Path, *, vocab_size: int, seed: int, threads: int
+) -> EvidenceTables:
+    """Evidence of the training part's n-grams; loaded from `run` where it lies there whole."""
+    folder = run / EVIDENCE
+    if _whole(folder, "evidence"):
+        return load_evidence(run)
+    started = time.perf_counter()
+    tables = fit_evidence(
+        documents,
+        corpus.train.labels,
+        num_classes=len(corpus.label_names),
+        vocab_size=vocab_size,
+        slots=BetConfig(**preset.model).hash_slots,
+        folds=preset.evidence.folds,
+        inverse_regularisation=preset.evidence.inverse_regularisation,
+        crop_weight=preset.evidence.crop_weight,
+        seed=seed,
+        threads=threads,
+    )
+    accuracy = (_as_class(tables.whole.evidence) == corpus.train.labels).mean()
+    _log.info("evidence: out-of-fold accuracy %.4f, %.0f s", accuracy, time.perf_counter() - started)
+    with written_whole(folder) as staging:
+        _save(tables, staging)
+    return tables
+
+
+def load_evidence(run: Path) -> EvidenceTables:
+    """The evidence that a run keeps in `run`."""
+    arrays = load_file(run / EVIDENCE / _TABLES)
+    return EvidenceTables(
+        unigram=arrays["unigram"],
+        fingerprints={n: arrays[f"fingerprint_{n}"] for n in HASHED},
+        tables={n: arrays[f"evidence_{n}"] for n in HASHED},
+        bias=arrays["bias"],
+        **{kind: OutOfFold(arrays[f"{kind}_evidence"], arrays[f"{kind}_novelty"]) for kind in _HONEST},
+        held_out=HeldOut(arrays["held_out_by_token"], arrays["held_out_bias"]),
+    )
+
+
 def build_model(config: BetConfig, features: Features) -> BetForSequenceClassification:
-    """A model with these features in place and untrained streams (seed torch before)."""
+    """A model with these word vectors, empty evidence and untrained streams (seed torch before)."""
     model = BetForSequenceClassification(config)
-    tables = features.tables
+    if isinstance(model.trunk.encoder, Encoder):
+        with torch.no_grad():
+            model.trunk.encoder.embedding.weight.copy_(torch.from_numpy(features.vectors))
+    return model
+
+
+def place_evidence(model: BetForSequenceClassification, tables: EvidenceTables) -> None:
+    """Put learned tables into a model."""
     with torch.no_grad():
         model.evidence.unigram.copy_(torch.from_numpy(tables.unigram))
         model.evidence.bias.copy_(torch.from_numpy(tables.bias))
         for n in HASHED:
             getattr(model.evidence, f"fingerprint_{n}").copy_(torch.from_numpy(tables.fingerprints[n]))
             getattr(model.evidence, f"evidence_{n}").copy_(torch.from_numpy(tables.tables[n]))
-        if isinstance(model.trunk.encoder, Encoder):
-            model.trunk.encoder.embedding.weight.copy_(torch.from_numpy(features.vectors))
-    return model
+
+
+def _whole(folder: Path, what: str) -> bool:
+    if not folder.is_dir():
+        return False
+    try:
+        verify(folder)
+    except CheckpointError as error:
+        _log.warning("%s: made again, since %s", what, error)
+        return False
+    _log.info("%s: reused from %s", what, folder)
+    return True
 
 
 def _as_class(scores: npt.NDArray[np.float32]) -> Ids:
     return (scores[:, 0] > 0).astype(np.int64) if scores.shape[1] == 1 else scores.argmax(1)
 
 
-def _save(features: Features, folder: Path) -> None:
-    save_tokenizer(features.tokenizer, folder)
-    tables = features.tables
+def _save(tables: EvidenceTables, folder: Path) -> None:
     arrays = {
-        "vectors": features.vectors,
         "unigram": tables.unigram,
         "bias": tables.bias,
         **{
@@ -130,17 +161,4 @@ def _save(features: Features, folder: Path) -> None:
         **{f"fingerprint_{n}": tables.fingerprints[n] for n in HASHED},
         **{f"evidence_{n}": tables.tables[n] for n in HASHED},
     }
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _ARRAYS)
-
-
-def _load(folder: Path) -> Features:
-    arrays = load_file(folder / _ARRAYS)
-    tables = EvidenceTables(
-        unigram=arrays["unigram"],
-        fingerprints={n: arrays[f"fingerprint_{n}"] for n in HASHED},
-        tables={n: arrays[f"evidence_{n}"] for n in HASHED},
-        bias=arrays["bias"],
-        **{kind: OutOfFold(arrays[f"{kind}_evidence"], arrays[f"{kind}_novelty"]) for kind in _HONEST},
-        held_out=HeldOut(arrays["held_out_by_token"], arrays["held_out_bias"]),
-    )
-    return Features(load_tokenizer(folder), tables, arrays["vectors"])
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / _TABLES)

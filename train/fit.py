@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from train.calibration import Calibration, calibrate, start_posterior
 from train.checkpoint import PROVENANCE_FILE, save_production, verify
 from train.data import DEFAULT_FOLD, IMDB, Corpus, load_corpus
 from train.errors import CheckpointError, ConfigError
-from train.features import build_model, prepare_features
+from train.features import EVIDENCE, FEATURES, build_model, place_evidence, prepare_evidence, prepare_features
 from train.model.config import BetConfig
 from train.model.pretrained import PretrainedEncoder, read_encoder
 from train.preset import Preset, load_preset
@@ -31,7 +32,7 @@ from train.pretraining import PRETRAINED, PRETRAINING, pretrain
 from train.tokenizer import encode, special_ids
 from train.training import MILESTONES, ROLLING, Labelled, train_streams
 
-PRODUCTION, FEATURES = "production", "features"
+PRODUCTION = "production"
 _RUN_FILE = "run.json"
 _log = logging.getLogger(__name__)
 
@@ -95,11 +96,8 @@ def fit(options: FitOptions) -> Path:
     )
     seconds = {"data": time.perf_counter() - started}
 
-    threads = torch.get_num_threads()
     lap = time.perf_counter()
-    features, documents = prepare_features(
-        corpus, preset, options.output / FEATURES, encoder=options.encoder, seed=options.seed, threads=threads
-    )
+    features, documents = prepare_features(corpus, preset, options.output, encoder=options.encoder, seed=options.seed)
     seconds["features"] = time.perf_counter() - lap
     pretrained, weights = read_encoder(options.encoder) if options.encoder else (None, {})
     config = BetConfig(
@@ -116,20 +114,37 @@ def fit(options: FitOptions) -> Path:
     model = build_model(config, features)
     if isinstance(model.trunk.encoder, PretrainedEncoder):
         model.trunk.encoder.model.load_state_dict(weights)
-    start_posterior(model.posterior, features.tables, corpus.train.labels, crop_weight=preset.calibration.crop_weight)
 
     def ids(part: str) -> list[Any]:
         return encode(features.tokenizer, getattr(corpus, part).texts, config.max_tokens, config.head_tokens)
 
     lap = time.perf_counter()
-    if preset.pretraining is not None:
-        pretrain(model, documents, preset.pretraining, options.output, seed=options.seed, resume=options.resume)
-    seconds["pretraining"] = time.perf_counter() - lap
+    # Both run mostly outside Python's lock and neither gains much from a second thread, so each gets half of them.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads // 2, 1))
+    with ThreadPoolExecutor(1) as pool:
+        evidence = pool.submit(
+            prepare_evidence,
+            documents,
+            corpus,
+            preset,
+            options.output,
+            vocab_size=config.vocab_size,
+            seed=options.seed,
+            threads=max(threads // 2, 1),
+        )
+        if preset.pretraining is not None:
+            pretrain(model, documents, preset.pretraining, options.output, seed=options.seed, resume=options.resume)
+        tables = evidence.result()
+    torch.set_num_threads(threads)
+    place_evidence(model, tables)
+    start_posterior(model.posterior, tables, corpus.train.labels, crop_weight=preset.calibration.crop_weight)
+    seconds["evidence_and_pretraining"] = time.perf_counter() - lap
     lap = time.perf_counter()
     best = train_streams(
         model,
         Labelled(documents, corpus.train.labels),
-        features.tables.held_out,
+        tables.held_out,
         Labelled(ids("validation"), corpus.validation.labels),
         preset.training,
         run=options.output,
@@ -247,7 +262,7 @@ def _claim(options: FitOptions, run_key: str) -> None:
                     "--overwrite to discard it"
                 )
             _log.info("discarding the run in %s: it was made with other options, data or code", options.output)
-            for part in (FEATURES, PRETRAINED, PRETRAINING, ROLLING, MILESTONES):
+            for part in (FEATURES, EVIDENCE, PRETRAINED, PRETRAINING, ROLLING, MILESTONES):
                 shutil.rmtree(options.output / part, ignore_errors=True)
     mark.write_text(json.dumps({"run_key": run_key}) + "\n", encoding="utf-8")
 

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from train.embedding import ppmi_vectors
 from train.evidence import (
     EvidenceTables,
-    HeldOut,
-    OutOfFold,
     contiguous_folds,
     crop,
     distinct_ngrams,
@@ -22,7 +20,7 @@ from train.evidence import (
     ngrams_at_tokens,
     own_slots,
 )
-from train.features import Features, build_model
+from train.features import Features, build_model, place_evidence
 from train.model import BetConfig, BetForSequenceClassification
 from train.model.position import occurrence_weight
 from train.prediction import components_of, token_batches
@@ -60,7 +58,8 @@ def test_the_graph_adds_up_what_was_learned(classes: int) -> None:
         intermediate_size=8, num_labels=classes,
     )  # fmt: skip
     vectors = np.zeros((VOCABULARY, 8), np.float32)
-    model = build_model(config, Features(None, tables, vectors))  # type: ignore[arg-type]
+    model = build_model(config, Features(None, vectors))  # type: ignore[arg-type]
+    place_evidence(model, tables)
     components = components_of(model, documents, batch_tokens=200)
     for row in (0, 7, 63):
         words = distinct_ngrams([documents[row]], 1)
@@ -153,22 +152,7 @@ def test_batches_keep_every_text_once_and_in_order(lengths: list[int], budget: i
 def test_real_text_keeps_its_hashes_exact_in_the_graph() -> None:
     """40-bit hashes need 64-bit integer arithmetic throughout; random small ids would not show a float32 detour."""
     config = BetConfig(vocab_size=30_000, hash_slots=1 << 18, embedding_size=8, hidden_size=8, num_attention_heads=2)
-    model = build_model(
-        config,
-        Features(
-            None,  # type: ignore[arg-type]
-            EvidenceTables(
-                unigram=np.zeros((30_000, 1), np.float32),
-                fingerprints={n: np.full(1 << 18, -1, np.int32) for n in (2, 3)},
-                tables={n: np.zeros((1 << 18, 1), np.float32) for n in (2, 3)},
-                bias=np.zeros(1, np.float32),
-                whole=OutOfFold(np.zeros((1, 1), np.float32), np.zeros((1, 2), np.float32)),
-                crops=OutOfFold(np.zeros((1, 1), np.float32), np.zeros((1, 2), np.float32)),
-                held_out=HeldOut(np.zeros((1, 3, 1), np.float16), np.zeros((1, 1), np.float32)),
-            ),
-            np.zeros((30_000, 8), np.float32),
-        ),
-    )
+    model = BetForSequenceClassification(config)
     text = np.random.default_rng(0).integers(20_000, 30_000, 200).astype(np.int64)
     for n in (2, 3):
         hashed = distinct_ngrams([text], n).hashed
