@@ -19,6 +19,7 @@ import torch
 
 import serve
 from export import served, versions
+from export.budgets import Budget, budgets_of, record, table
 from export.calibrations import AnyCalibration, summary
 from export.candidates import Candidate, candidates, choose
 from export.checkpoints import gate_texts, load_checkpoint
@@ -113,10 +114,14 @@ def add(options: AddOptions) -> Added:
     with timer.stage("texts", "choosing the texts of the gate"):
         count = options.gate_texts or (PADDED_GATE_TEXTS if checkpoint.kind.padded else GATE_TEXTS)
         texts = gate_texts(checkpoint, options.files, count)
-    report.details["decision"] = decision.as_dict()
-    report.details["precision"] = options.precision.name
+    budgets = _budgets(calibration, options)
+    report.details |= {
+        "decision": decision.as_dict(),
+        "budgets": record(budgets),
+        "precision": options.precision.name,
+    }
     with versions.staging_folder(options.repository) as staging:
-        staged = StagedVersion(staging, names, checkpoint, decision, options.files, low)
+        staged = StagedVersion(staging, names, checkpoint, decision, options.files, low, budgets)
         with timer.stage("graphs", "writing ONNX and TorchScript"):
             staged.write()
         with timer.stage("candidates", "timing forms of the graph against the plain one"):
@@ -231,6 +236,15 @@ def _decide(calibration: AnyCalibration, options: AddOptions) -> AnyDecision:
     if isinstance(calibration, Calibration) and isinstance(decision, Decision):
         return clear_of_rows(decision, calibration.true_probability)
     return decision
+
+
+def _budgets(calibration: AnyCalibration, options: AddOptions) -> list[Budget]:
+    """What the usual budgets come to; only an answer that is one label is right or wrong as a whole."""
+    if not isinstance(calibration, Calibration):
+        return []
+    budgets = budgets_of(calibration, options.max_error, options.confidence)
+    _log.info("error budgets, at %.0f %% confidence:\n%s", 100 * options.confidence, table(budgets))
+    return budgets
 
 
 def clear_of_rows(decision: Decision, true_probability: Sequence[float]) -> Decision:

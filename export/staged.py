@@ -14,6 +14,7 @@ from typing import Any
 
 from export import versions
 from export.answers import Answers
+from export.budgets import Budget, record
 from export.candidates import Choice
 from export.checkpoints import Exportable
 from export.decisions import AnyDecision
@@ -47,6 +48,7 @@ class StagedVersion:
     decision: AnyDecision
     files: RowFiles = field(default_factory=RowFiles)
     lowered: Lowered | None = None
+    budgets: Sequence[Budget] = ()
     level: str = "all"
     manifest: dict[str, Any] = field(default_factory=dict)
 
@@ -103,6 +105,7 @@ class StagedVersion:
             git_commit=git_commit(),
         )
         self.manifest |= {"precision": FP32.name, "graph_level": self.level, "cpu_flags": cpu_flags()}
+        self.manifest["budgets"] = record(self.budgets)
         if self.lowered is not None:
             full = self.checkpoint.answers(self.full_decision, self.checkpoint.encoder.encode([PROBE_TEXT]))
             self.manifest |= {

@@ -6,7 +6,8 @@
     ├── PortTakenError       another process listens on a port that was asked for
     ├── SharedMemoryError    /dev/shm is too small for the model instances
     ├── StartupError         the server ended, or was not ready in time; carries the end of its log
-    │   └── ProbeError       it runs, and a real inference failed or answered wrongly
+    │   ├── ProbeError       it runs, and a real inference failed or answered wrongly
+    │   └── BrokenLockError  Triton aborted while starting, over a lock of its own, as it may on a loaded machine
     └── GaveUpError          the supervisor restarted it too often
 
 All of them say what was wrong, with which value, and what to do.
@@ -51,6 +52,10 @@ class StartupError(ServeError):
 
 class ProbeError(StartupError):
     """A real inference failed, or its answer is not the one that the version's manifest records."""
+
+
+class BrokenLockError(StartupError):
+    """Triton aborted while starting because of a lock that it shares with its stubs; another start may well work."""
 
 
 class GaveUpError(ServeError):

@@ -11,6 +11,7 @@ _FAILED_LOAD = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<r
 _TRACEBACK = re.compile(r"\\n\\nAt:\\n.*")
 _ERROR = re.compile(r"[EF]\d{4} |error:|.*error while loading shared libraries")
 _PORT_IN_USE = re.compile(r"already in use|failed to bind|unable to bind", re.IGNORECASE)
+_BROKEN_LOCK = "boost::interprocess::lock_exception"
 _NOISE = "CudaDriverHelper"  # said by every start on a machine without a GPU
 
 
@@ -35,3 +36,8 @@ def failed_loads(log: str) -> dict[str, str]:
 def says_port_in_use(log: str) -> bool:
     """Whether the server ended because a port was taken between our look and its own."""
     return _PORT_IN_USE.search(log) is not None
+
+
+def says_lock_broke(log: str) -> bool:
+    """Whether the server aborted over the lock that it shares with a starting stub (triton-inference-server#8882)."""
+    return _BROKEN_LOCK in log

@@ -21,10 +21,10 @@ from typing import Literal, Self
 
 from serve import container, embedded, leftovers, probe
 from serve.cache import servers_folder
-from serve.errors import PortTakenError, ProbeError, ServeError, StartupError
+from serve.errors import BrokenLockError, PortTakenError, ProbeError, ServeError, StartupError
 from serve.integrity import require_intact
 from serve.leftovers import ProcessIdentity, ServerState
-from serve.log import failed_loads, read_log, says_port_in_use, tail
+from serve.log import failed_loads, read_log, says_lock_broke, says_port_in_use, tail
 from serve.plan import DRAIN_SECONDS, Launch, Plan, Ports
 from serve.ports import free_port, require_free
 from serve.repository import Repository, read_repository
@@ -36,7 +36,9 @@ Engine = Literal["embedded", "container"]
 
 _POLL_SECONDS = 0.05
 _UNLOAD_SECONDS = 10.0  # after the last answer; measured 3 s for two idle models
-_PORT_ATTEMPTS = 3  # a port that was free when it was picked may be taken when Triton, its models loaded, asks for it
+# A port that was free when it was picked may be taken when Triton, its models loaded, asks for it; and on a loaded
+# machine Triton may abort while starting, over a lock of its own.
+_ATTEMPTS = 3
 
 
 def start(
@@ -74,7 +76,7 @@ def start(
         if warning := content.processor_warning(name):
             LOG.warning("%s", warning)
     LOG.info("starting Triton (%s, %s) on %s with %s", engine, device, content.path, ", ".join(names))
-    for attempt in range(1, _PORT_ATTEMPTS + 1):
+    for attempt in range(1, _ATTEMPTS + 1):
         ports = Ports(*(free_port(host) if p is None else p for p in (http_port, grpc_port, metrics_port)))
         plan = Plan(secrets.token_hex(6), content, names, device, host, ports)
         asked = [port for port in (http_port, grpc_port, metrics_port) if port is not None]
@@ -86,9 +88,13 @@ def start(
             return _launch(plan, _engine(engine)(plan), log_path, timeout)
         except PortTakenError as error:
             picked = error.port not in (http_port, grpc_port, metrics_port)
-            if not picked or attempt == _PORT_ATTEMPTS:
+            if not picked or attempt == _ATTEMPTS:
                 raise
             LOG.info("%s; trying others", error)
+        except BrokenLockError as error:
+            if attempt == _ATTEMPTS:
+                raise
+            LOG.warning("%s; starting again", str(error).partition("\n")[0])
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -272,4 +278,10 @@ class Server:
         reasons = [f"model {model!r} could not be loaded: {reason}" for model, reason in failed_loads(log).items()]
         if reasons:
             return StartupError("; ".join(reasons), tail(log))
+        if says_lock_broke(log):
+            return BrokenLockError(
+                "Triton aborted while starting, over a lock that it shares with its stubs "
+                "(triton-inference-server#8882); a heavily loaded machine does that, and a later start may work",
+                tail(log),
+            )
         return StartupError(f"the server ended with status {self._process.returncode} while starting", tail(log))

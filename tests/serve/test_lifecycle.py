@@ -22,7 +22,10 @@ from tiny_repository import write_repository
 from triton_http import call, infer, metrics
 
 import serve
+from serve import embedded
+from serve.errors import BrokenLockError
 from serve.leftovers import MARKER, SHARED_MEMORY, marked_processes
+from serve.plan import Launch, Plan
 from serve.probe import require_right_answer
 
 
@@ -261,3 +264,28 @@ def test_a_broken_new_version_is_refused_each_time_while_the_old_one_serves(tiny
             server.check()
     finally:
         server.stop(drain_seconds=0)
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_triton_that_aborts_over_its_own_lock_is_started_again_and_a_third_time_and_no_more(
+    deaths: int, tiny: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # triton-inference-server#8882
+    prepare, plans = embedded.prepare, []
+    says = "terminate called after throwing an instance of 'boost::interprocess::lock_exception'"
+
+    def dying(plan: Plan) -> Launch:
+        plans.append(plan)
+        if len(plans) <= deaths:
+            return Launch(("/bin/sh", "-c", f'echo "{says}" >&2; kill -ABRT $$'), dict(os.environ))
+        return prepare(plan)
+
+    monkeypatch.setattr(embedded, "prepare", dying)
+    if deaths == 3:
+        with pytest.raises(BrokenLockError, match="loaded machine"):
+            serve.start(tiny)
+    else:
+        with serve.start(tiny) as server:
+            assert infer(server.http_url, "tiny", ["a"], outputs=["label"])[0] == 200
+    assert len(plans) == 3
+    for plan in plans:
+        assert list((own_cache / "servers").glob(f"{plan.token}*")) == []
