@@ -27,12 +27,21 @@ from train.decision import Decision
 from train.errors import DataError
 from train.figures import draw
 from train.metrics import Floats, Labels
+from train.page import write_page
 from train.prediction import predict_texts
 from train.splits import fingerprint, first_rows
+from train.unfamiliar import unfamiliar_texts
 from verdict import BUILD_FOLDER, Report
 
-COMMAND = "evaluate"
+COMMAND, PAGE = "evaluate", "report.html"
 BUDGETS = {"5pct": 0.05, "1pct": 0.01}
+UNFAMILIAR_TARGETS = {
+    "documents": ">= 0.98",
+    "word_salad": ">= 0.98",
+    "unigram_salad": ">= 0.95",
+    "other_languages": ">= 0.99",
+    "code": ">= 0.99",
+}
 _IMDB_SOURCES = (IMDB, "stanfordnlp/imdb")  # both name negative first, as the snippets do
 _log = logging.getLogger(__name__)
 
@@ -84,6 +93,8 @@ def evaluate(
     if "snippets" in parts:
         measure_shift(report, "snippets", answers["snippets"], bars["snippets"], decision)
     words = np.array([len(text.split()) for text in held_out.texts])
+    classes = {name: np.flatnonzero(held_out.labels == label) for label, name in enumerate(corpus.label_names)}
+    by_class = group_rows(classes, answers["held_out"], bars["held_out"], decision)
     blocks = group_rows(by_block(held_out.labels, corpus.label_names), answers["held_out"], bars["held_out"], decision)
     lengths = group_rows(by_length(words), answers["held_out"], bars["held_out"], decision)
     report.details |= {
@@ -93,13 +104,20 @@ def evaluate(
         "baseline": {"C": baseline.strength, "validation_nll": baseline.validation_nll, "seconds": baseline.seconds},
         "by_block": [asdict(group) for group in blocks],
         "by_length": [asdict(group) for group in lengths],
+        "by_class": [asdict(group) for group in by_class],
     }
+    worst = max(abs(group.coverage - decision.conformal_level) for group in lengths)
+    report.add("conformal_coverage_off_worst_length", worst, "share", "<= 0.03" if targets else None)
     _say_where_the_budget_broke(report, blocks, lengths)
     folder = BUILD_FOLDER / COMMAND if output is None else output
-    report.details["figures"] = [
-        str(path) for path in draw(folder, answers["held_out"], bars["held_out"], decision, lengths, rows_name=part)
-    ]
+    if held_out is corpus.test:
+        kinds = unfamiliar_texts(corpus.train.texts, words)
+        found = {name: predict_texts(loaded.model, loaded.tokenizer, texts) for name, texts in kinds.items()}
+        measure_unfamiliar(report, answers["held_out"], found, decision, with_targets=targets)
+    figures = draw(folder, answers["held_out"], bars["held_out"], decision, lengths, rows_name=part)
+    report.details["figures"] = [str(path) for path in figures]
     report.add("seconds_evaluate", time.perf_counter() - started, "s")
+    report.details["page"] = str(write_page(report, folder / PAGE, rows=part, figures=figures))
     return report
 
 
@@ -155,10 +173,13 @@ def measure(report: Report, model: Answers, baseline: Answers, decision: Decisio
     add("error_auroc_total", metrics.auroc(model.total, ~right), "")
     if model.epistemic is not None:
         add("error_auroc_epistemic", metrics.auroc(model.epistemic, ~right), "")
+        add("error_auroc_aleatoric", metrics.auroc(model.total - model.epistemic, ~right), "")
+    add("error_auroc_top", metrics.auroc(1 - p.max(axis=1), ~right), "")
     add("baseline_error_auroc", metrics.auroc(baseline.total, ~bar), "")
     sets = metrics.prediction_sets(p, decision.conformal_threshold)
     covered = metrics.coverage(sets, labels)
     add("conformal_coverage", covered, "share", "", metrics.clopper_pearson(round(covered * rows), rows))
+    add("conformal_coverage_off", abs(covered - decision.conformal_level), "share", "<= 0.015")
     add("conformal_set_size", sets.sum(axis=1).mean(), "classes")
 
 
@@ -176,6 +197,39 @@ def measure_shift(report: Report, name: str, model: Answers, baseline: Answers, 
     intervals = report.details.setdefault("intervals", {})
     intervals[f"{name}_accuracy"] = metrics.clopper_pearson(int(right.sum()), len(right))
     intervals[f"{name}_accepted_error"] = metrics.clopper_pearson(wrong, count)
+
+
+def measure_unfamiliar(
+    report: Report,
+    model: Answers,
+    found: Mapping[str, Mapping[str, NDArray[Any]]],
+    decision: Decision,
+    *,
+    with_targets: bool,
+) -> None:
+    """How well `epistemic` tells held-out rows from text that is nothing like them, by kind of text.
+
+    Args:
+        model: answers on the held-out rows.
+        found: answers on unfamiliar texts, by kind (`train.unfamiliar`).
+    """
+    if model.epistemic is None:
+        return
+    kinds = report.details.setdefault("unfamiliar", {})
+    for name, answers in found.items():
+        foreign = np.repeat([False, True], [len(model.labels), len(answers["total"])])
+        auroc = metrics.auroc(np.concatenate([model.epistemic, answers["epistemic"]]), foreign)
+        target = UNFAMILIAR_TARGETS.get(name) if with_targets else None
+        report.add(f"unfamiliar_auroc_{name}", auroc, "", target)
+        accepted = answers["total"] <= decision.risk_threshold
+        if decision.novelty_threshold is not None:
+            accepted &= answers["epistemic"] <= decision.novelty_threshold
+        kinds[name] = {
+            "texts": len(answers["total"]),
+            "auroc_epistemic": auroc,
+            "auroc_total": metrics.auroc(np.concatenate([model.total, answers["total"]]), foreign),
+            "accepted": float(accepted.mean()),
+        }
 
 
 def _held_out(
