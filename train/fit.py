@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,27 +118,22 @@ def fit(options: FitOptions) -> Path:
         return encode(features.tokenizer, getattr(corpus, part).texts, config.max_tokens, config.head_tokens)
 
     lap = time.perf_counter()
-    # Both run mostly outside Python's lock and neither gains much from a second thread, so each gets half of them.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(threads // 2, 1))
-    with ThreadPoolExecutor(1) as pool:
-        evidence = pool.submit(
-            prepare_evidence,
-            documents,
-            corpus,
-            preset,
-            options.output,
-            vocab_size=config.vocab_size,
-            seed=options.seed,
-            threads=max(threads // 2, 1),
-        )
-        if preset.pretraining is not None:
-            pretrain(model, documents, preset.pretraining, options.output, seed=options.seed, resume=options.resume)
-        tables = evidence.result()
-    torch.set_num_threads(threads)
+    if preset.pretraining is not None:
+        pretrain(model, documents, preset.pretraining, options.output, seed=options.seed, resume=options.resume)
+    seconds["pretraining"] = time.perf_counter() - lap
+    lap = time.perf_counter()
+    tables = prepare_evidence(
+        documents,
+        corpus,
+        preset,
+        options.output,
+        vocab_size=config.vocab_size,
+        seed=options.seed,
+        threads=torch.get_num_threads(),
+    )
     place_evidence(model, tables)
     start_posterior(model.posterior, tables, corpus.train.labels, crop_weight=preset.calibration.crop_weight)
-    seconds["evidence_and_pretraining"] = time.perf_counter() - lap
+    seconds["evidence"] = time.perf_counter() - lap
     lap = time.perf_counter()
     best = train_streams(
         model,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from train.errors import ConfigError
 from train.model import BetConfig, BetForSequenceClassification
 from train.model.attention import rank_table, rotate, segment_orders
+from train.model.dropout import ByteDropout
 from train.model.position import position_features
 from train.model.segments import Tokens, segment
 from train.model.streams import covering_evidence
@@ -270,3 +271,14 @@ def test_it_survives_save_and_load_with_all_its_tables(tmp_path: object) -> None
 def test_an_impossible_configuration_is_refused_with_every_fault() -> None:
     with pytest.raises(ConfigError, match=r"orders = 0.*head_tokens = 900.*hidden_dropout = 1"):
         BetConfig(orders=0, head_tokens=900, hidden_dropout=1)
+
+
+def test_dropout_from_bytes_keeps_the_mean_and_is_off_in_evaluation() -> None:
+    x = torch.ones(101, 1003)
+    dropout = ByteDropout(0.2)
+    torch.manual_seed(0)
+    dropped = dropout(x)
+    assert (dropped == 0).float().mean().item() == pytest.approx(51 / 256, abs=0.005)
+    assert dropped.mean().item() == pytest.approx(1, abs=0.01)
+    assert torch.equal(dropout.eval()(x), x)
+    assert torch.equal(ByteDropout(0.0)(x), x)
