@@ -75,6 +75,16 @@ def _evaluate(options: argparse.Namespace) -> int:
     return report.exit_status(report_only=options.report_only)
 
 
+def _ablate(options: argparse.Namespace) -> int:
+    from train.ablation import ablate  # noqa: PLC0415
+
+    report = ablate(options.checkpoint, cache_dir=options.cache_dir)
+    report.write()
+    if options.json:
+        print(json.dumps(report.as_dict()))
+    return report.exit_status()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -131,7 +141,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--report-only", action="store_true", help="exit 0 also where a check does not hold")
     evaluate.set_defaults(run=_evaluate)
 
-    for command in (fit, evaluate):
+    ablate = commands.add_parser(
+        "ablate",
+        help="what each component is worth: the checkpoint with one switched off",
+        description="Measure a production checkpoint with each component switched off, on validation and calibration "
+        "rows; the held-out part is not read.",
+        epilog="example: python -m train ablate build/checkpoint/production",
+    )
+    ablate.add_argument("checkpoint", type=Path, help="a production checkpoint folder")
+    ablate.set_defaults(run=_ablate)
+
+    for command in (fit, evaluate, ablate):
         command.add_argument("--cache-dir", type=Path, help="cache of Hugging Face datasets (default: its own)")
         command.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser

@@ -154,7 +154,7 @@ def calibrate(
             (1.0, components_of(model, fitting), target),
             (crop_weight, components_of(model, [crop(d, random) for d in fitting]), target),
         ],
-        around=_Around(evidence_scale=0.08, trunk_scale=0.04, bias=0.16, variance=0.008),
+        around=Around(evidence_scale=0.08, trunk_scale=0.04, bias=0.16, variance=0.008),
     )
     fitted = predict_ids(model, fitting)
     return score(
@@ -219,12 +219,12 @@ def start_posterior(
     fit_posterior(
         posterior,
         [(1.0, part(tables.whole), target), (crop_weight, part(tables.crops), target)],
-        around=_Around(evidence_scale=0.0, trunk_scale=0.0, bias=0.0, variance=0.001),
+        around=Around(evidence_scale=0.0, trunk_scale=0.0, bias=0.0, variance=0.001),
     )
 
 
 @dataclass(frozen=True)
-class _Around:
+class Around:
     """Weights of the squared distance from the present values: normal priors, in nats a row."""
 
     evidence_scale: float
@@ -233,8 +233,11 @@ class _Around:
     variance: float
 
 
+LOOSE = Around(evidence_scale=0.001, trunk_scale=0.001, bias=0.001, variance=0.001)
+
+
 def fit_posterior(
-    posterior: Posterior, parts: list[tuple[float, BetComponents, torch.Tensor]], *, around: _Around
+    posterior: Posterior, parts: list[tuple[float, BetComponents, torch.Tensor]], *, around: Around
 ) -> None:
     """Fit the posterior's numbers by L-BFGS on the negative log-likelihood of parts (weight, components, label).
 
