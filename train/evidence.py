@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ import scipy.sparse as sp
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from train.model.evidence import HASH_FACTORS, HASH_PRIME, HASHED
+from train.model.evidence import HASH_FACTORS, HASH_PRIME, HASHED, novelty_of
 from train.model.position import occurrence_weight
 
 Ids = npt.NDArray[np.int64]
@@ -34,6 +34,7 @@ class Ngrams:
     document: Ids
     hashed: Ids
     weight: Floats  # of the heaviest place
+    foreign: npt.NDArray[np.bool_]  # holds an unknown token, so it is unseen and stands for one occurrence
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class OutOfFold:
     """Evidence and novelty of N documents as if training had not seen them: by the member that left each out."""
 
     evidence: Floats  # [N, L] log-odds
-    novelty: Floats  # [N, 2], U²/N of bigrams and trigrams; what only the document itself knows counts as unseen
+    novelty: Floats  # [N, 2], of bigrams and trigrams; what only the document itself knows counts as unseen
 
 
 @dataclass(frozen=True)
@@ -84,32 +85,45 @@ def crop(document: Ids, random: np.random.Generator, shortest: int = 12, longest
     return document[start:end]
 
 
-def ngrams_at_tokens(documents: list[Ids], n: int) -> tuple[Ids, Ids, Floats]:
-    """Every n-gram that lies within a document: index of its first token, its hash and its weight; each [N'']."""
+class Occurrences(NamedTuple):
+    """Every n-gram that lies within a document; each [N'']."""
+
+    first: Ids  # index of its first token, documents end to end
+    hashed: Ids  # its place where it is foreign, as in `train.model.evidence`
+    weight: Floats
+    foreign: npt.NDArray[np.bool_]
+
+
+def ngrams_at_tokens(documents: list[Ids], n: int, unknown: int) -> Occurrences:
+    """The n-grams of documents; `unknown` is the id of the unknown token."""
     lengths = np.array([len(d) for d in documents])
     ids = np.concatenate(documents)
     owner = np.repeat(np.arange(len(documents)), lengths)
     count = max(len(ids) - n + 1, 0)
     hashed = np.zeros(count, np.int64)
+    foreign = np.zeros(count, bool)
     for j, factor in enumerate(HASH_FACTORS[n]):
         hashed += ids[j : count + j] * factor
+        foreign |= ids[j : count + j] == unknown
+    foreign &= n in HASHED
     first = np.flatnonzero(owner[:count] == owner[n - 1 :])
     length = lengths[owner[first]]
     place = first - (np.cumsum(lengths) - lengths)[owner[first]]
     weight = occurrence_weight(*(torch.from_numpy(x) for x in (place, length - n - place, length)))
-    return first, hashed[first] % HASH_PRIME, weight.numpy()
+    named = np.where(foreign[first], place, hashed[first] % HASH_PRIME)
+    return Occurrences(first, named, weight.numpy(), foreign[first])
 
 
-def distinct_ngrams(documents: list[Ids], n: int) -> Ngrams:
+def distinct_ngrams(documents: list[Ids], n: int, unknown: int) -> Ngrams:
     """The distinct n-grams of every document, each with the weight of its heaviest place."""
-    first, hashed, weight = ngrams_at_tokens(documents, n)
+    first, hashed, weight, foreign = ngrams_at_tokens(documents, n, unknown)
     owner = np.repeat(np.arange(len(documents)), [len(d) for d in documents])[first]
     pair = (owner << 40) + hashed
     order = np.argsort(pair, kind="stable")
     starts = np.flatnonzero(np.diff(pair[order], prepend=-1))
     pairs = pair[order][starts]
     heaviest = np.maximum.reduceat(weight[order], starts) if len(starts) else weight[:0]
-    return Ngrams(pairs >> 40, pairs & ((1 << 40) - 1), heaviest)
+    return Ngrams(pairs >> 40, pairs & ((1 << 40) - 1), heaviest, foreign[order][starts])
 
 
 def own_slots(hashed: Ids, slots: int) -> tuple[npt.NDArray[np.int32], Ids]:
@@ -136,6 +150,7 @@ def occurrence_matrix(
     blocks = []
     for n, found in ngrams.items():
         column, known = _columns(n, found.hashed, fingerprints)
+        known &= ~found.foreign
         size = vocab_size if n not in HASHED else len(fingerprints[n])
         entries = (found.weight[known], (found.document[known], column[known]))
         blocks.append(sp.csr_matrix(entries, shape=(documents, size)))
@@ -166,6 +181,7 @@ def fit_evidence(
     *,
     num_classes: int,
     vocab_size: int,
+    unk_token_id: int,
     slots: int,
     folds: int,
     inverse_regularisation: float,
@@ -179,11 +195,11 @@ def fit_evidence(
     log-odds, which the posterior's softmax joins.
     """
     random = np.random.default_rng(seed)
-    ngrams = {n: distinct_ngrams(documents, n) for n in HASH_FACTORS}
-    owners = {n: own_slots(ngrams[n].hashed, slots) for n in HASHED}
+    ngrams = {n: distinct_ngrams(documents, n, unk_token_id) for n in HASH_FACTORS}
+    owners = {n: own_slots(ngrams[n].hashed[~ngrams[n].foreign], slots) for n in HASHED}
     fingerprints = {n: fingerprint for n, (fingerprint, _) in owners.items()}
     cropped = [crop(d, random) for d in documents]
-    cropped_ngrams = {n: distinct_ngrams(cropped, n) for n in HASH_FACTORS}
+    cropped_ngrams = {n: distinct_ngrams(cropped, n, unk_token_id) for n in HASH_FACTORS}
     whole = occurrence_matrix(len(documents), ngrams, fingerprints, vocab_size)
     crops = occurrence_matrix(len(documents), cropped_ngrams, fingerprints, vocab_size)
     present = whole.astype(bool).astype(np.float32)
@@ -225,32 +241,37 @@ def fit_evidence(
         bias=intercepts.mean(0),
         whole=honest(whole, ngrams),
         crops=honest(crops, cropped_ngrams),
-        held_out=HeldOut(_by_token(documents, fold, by_member, fingerprints), intercepts[fold]),
+        held_out=HeldOut(_by_token(documents, fold, by_member, fingerprints, unk_token_id), intercepts[fold]),
     )
 
 
 def _by_token(
-    documents: list[Ids], fold: Ids, by_member: dict[int, Floats], fingerprints: dict[int, npt.NDArray[np.int32]]
+    documents: list[Ids],
+    fold: Ids,
+    by_member: dict[int, Floats],
+    fingerprints: dict[int, npt.NDArray[np.int32]],
+    unknown: int,
 ) -> npt.NDArray[np.float16]:
     """Evidence at each token of each document by the member of its fold: [T, 3, L] float16."""
     member = np.repeat(fold, [len(d) for d in documents])
     columns = by_member[1].shape[-1]
     evidence = np.zeros((len(member), len(HASH_FACTORS), columns), np.float16)
     for i, n in enumerate(HASH_FACTORS):
-        first, hashed, _ = ngrams_at_tokens(documents, n)
+        first, hashed, _, foreign = ngrams_at_tokens(documents, n, unknown)
         column, known = _columns(n, hashed, fingerprints)
+        known &= ~foreign
         first, column = first[known], column[known]
         evidence[first, i] = by_member[n][column, member[first]]
     return evidence
 
 
 def _novelty_without_itself(ngrams: Ngrams, fingerprint: npt.NDArray[np.int32], holders: Ids, documents: int) -> Floats:
-    """U²/N of each training document, an n-gram being known only where two *other* documents hold it."""
+    """Novelty of each training document, an n-gram being known only where two *other* documents hold it."""
     slot = ngrams.hashed % len(fingerprint)
-    known = (fingerprint[slot] == ngrams.hashed // len(fingerprint)) & (holders[slot] > 2)
+    known = (fingerprint[slot] == ngrams.hashed // len(fingerprint)) & (holders[slot] > 2) & ~ngrams.foreign
     unseen = np.bincount(ngrams.document[~known], minlength=documents).astype(np.float32)
-    distinct = np.bincount(ngrams.document, minlength=documents).clip(min=1)
-    novelty: Floats = (unseen * unseen / distinct).astype(np.float32)
+    distinct = np.bincount(ngrams.document, minlength=documents).astype(np.float32)
+    novelty: Floats = novelty_of(torch.from_numpy(unseen), torch.from_numpy(distinct)).numpy()
     return novelty
 
 

@@ -73,7 +73,7 @@ def prepare_features(
 
 
 def prepare_evidence(
-    documents: list[Ids], corpus: Corpus, preset: Preset, run: Path, *, vocab_size: int, seed: int, threads: int
+    documents: list[Ids], corpus: Corpus, preset: Preset, run: Path, config: BetConfig, *, seed: int, threads: int
 ) -> EvidenceTables:
     """Evidence of the training part's n-grams; loaded from `run` where it lies there whole."""
     folder = run / EVIDENCE
@@ -84,8 +84,9 @@ def prepare_evidence(
         documents,
         corpus.train.labels,
         num_classes=len(corpus.label_names),
-        vocab_size=vocab_size,
-        slots=BetConfig(**preset.model).hash_slots,
+        vocab_size=config.vocab_size,
+        unk_token_id=config.unk_token_id,
+        slots=config.hash_slots,
         folds=preset.evidence.folds,
         inverse_regularisation=preset.evidence.inverse_regularisation,
         crop_weight=preset.evidence.crop_weight,

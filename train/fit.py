@@ -122,15 +122,8 @@ def fit(options: FitOptions) -> Path:
         pretrain(model, documents, preset.pretraining, options.output, seed=options.seed, resume=options.resume)
     seconds["pretraining"] = time.perf_counter() - lap
     lap = time.perf_counter()
-    tables = prepare_evidence(
-        documents,
-        corpus,
-        preset,
-        options.output,
-        vocab_size=config.vocab_size,
-        seed=options.seed,
-        threads=torch.get_num_threads(),
-    )
+    threads = torch.get_num_threads()
+    tables = prepare_evidence(documents, corpus, preset, options.output, config, seed=options.seed, threads=threads)
     place_evidence(model, tables)
     start_posterior(model.posterior, tables, corpus.train.labels, crop_weight=preset.calibration.crop_weight)
     seconds["evidence"] = time.perf_counter() - lap

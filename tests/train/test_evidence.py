@@ -25,7 +25,7 @@ from train.model import BetConfig, BetForSequenceClassification
 from train.model.position import occurrence_weight
 from train.prediction import components_of, token_batches
 
-VOCABULARY, SLOTS = 60, 512
+VOCABULARY, SLOTS, UNKNOWN = 60, 512, 1
 
 
 def documents_of(count: int, seed: int = 0, classes: int = 2) -> tuple[list[np.ndarray], np.ndarray]:
@@ -44,7 +44,8 @@ def documents_of(count: int, seed: int = 0, classes: int = 2) -> tuple[list[np.n
 def fitted(classes: int = 2) -> tuple[EvidenceTables, list[np.ndarray], np.ndarray]:
     documents, labels = documents_of(120, classes=classes)
     tables = fit_evidence(
-        documents, labels, num_classes=classes, vocab_size=VOCABULARY, slots=SLOTS, folds=4, inverse_regularisation=1.0,
+        documents, labels, num_classes=classes, vocab_size=VOCABULARY, unk_token_id=UNKNOWN, slots=SLOTS, folds=4,
+        inverse_regularisation=1.0,
         crop_weight=0.15, seed=0, threads=2,
     )  # fmt: skip
     return tables, documents, labels
@@ -62,13 +63,13 @@ def test_the_graph_adds_up_what_was_learned(classes: int) -> None:
     place_evidence(model, tables)
     components = components_of(model, documents, batch_tokens=200)
     for row in (0, 7, 63):
-        words = distinct_ngrams([documents[row]], 1)
+        words = distinct_ngrams([documents[row]], 1, UNKNOWN)
         expected = tables.bias + words.weight @ tables.unigram[words.hashed]
         for n in (2, 3):
-            found = distinct_ngrams([documents[row]], n)
+            found = distinct_ngrams([documents[row]], n, UNKNOWN)
             known = tables.fingerprints[n][found.hashed % SLOTS] == found.hashed // SLOTS
             expected = expected + found.weight[known] @ tables.tables[n][found.hashed[known] % SLOTS]
-            novelty = (~known).sum() ** 2 / max(len(found.hashed), 1)
+            novelty = len(known) ** 0.5 * (~known).mean() ** 4
             assert components.novelty[row, n - 2].item() == pytest.approx(novelty, rel=1e-5)
         np.testing.assert_allclose(components.evidence[row].numpy(), expected, atol=1e-4)
 
@@ -81,7 +82,7 @@ def test_out_of_fold_scores_find_the_class_and_come_from_members_that_never_saw_
     shuffled = np.random.default_rng(1).permutation(labels)
     documents, _ = documents_of(120, classes=classes)
     noise = fit_evidence(
-        documents, shuffled, num_classes=classes, vocab_size=VOCABULARY, slots=SLOTS, folds=4,
+        documents, shuffled, num_classes=classes, vocab_size=VOCABULARY, unk_token_id=UNKNOWN, slots=SLOTS, folds=4,
         inverse_regularisation=1.0, crop_weight=0.15, seed=0, threads=2,
     )  # fmt: skip
     guessed = noise.whole.evidence[:, 0] > 0 if classes == 2 else noise.whole.evidence.argmax(1)
@@ -90,17 +91,17 @@ def test_out_of_fold_scores_find_the_class_and_come_from_members_that_never_saw_
 
 
 def test_an_ngram_that_no_document_shares_owns_no_slot() -> None:
-    found = distinct_ngrams([np.array([5, 6, 7]), np.array([5, 6, 9])], 2)
+    found = distinct_ngrams([np.array([5, 6, 7]), np.array([5, 6, 9])], 2, UNKNOWN)
     fingerprints, holders = own_slots(found.hashed, SLOTS)
     assert (fingerprints >= 0).sum() == 1  # only (5, 6)
     assert holders[fingerprints >= 0].tolist() == [2]
     assert found.document.tolist() == [0, 0, 1, 1]
 
 
-@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=6), st.sampled_from([2, 3]))
+@given(st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=12), min_size=1, max_size=6), st.sampled_from([2, 3]))
 @settings(max_examples=60)
 def test_distinct_ngrams_are_those_of_a_set(texts: list[list[int]], n: int) -> None:
-    found = distinct_ngrams([np.array(t, np.int64) for t in texts], n)
+    found = distinct_ngrams([np.array(t, np.int64) for t in texts], n, UNKNOWN)
     expected: dict[tuple[int, tuple[int, ...]], float] = {}
     for i, text in enumerate(texts):
         length = torch.tensor(len(text))
@@ -111,6 +112,24 @@ def test_distinct_ngrams_are_those_of_a_set(texts: list[list[int]], n: int) -> N
     assert len(found.hashed) == len(expected)
     assert sorted(found.document.tolist()) == sorted(i for i, _ in expected)
     assert sorted(found.weight.tolist()) == pytest.approx(sorted(expected.values()))
+
+
+def test_an_ngram_with_an_unknown_token_is_another_one_at_every_place_and_never_seen() -> None:
+    text = np.array([UNKNOWN] * 5 + [7, 8] * 3, np.int64)
+    found = distinct_ngrams([text], 2, UNKNOWN)
+    assert found.foreign.sum() == 5  # four of unknown tokens alone, and the one into the known part
+    assert len(found.hashed) == 5 + 2  # (7, 8) and (8, 7)
+    tables, *_ = fitted()
+    config = BetConfig(
+        vocab_size=VOCABULARY, hash_slots=SLOTS, embedding_size=8, hidden_size=8, num_attention_heads=2,
+        intermediate_size=8,
+    )  # fmt: skip
+    model = BetForSequenceClassification(config)
+    place_evidence(model, tables)
+    for n in (2, 3):  # a table that would know it under its hash
+        model.evidence.get_buffer(f"fingerprint_{n}").zero_()
+    novelty = components_of(model, [np.full(40, UNKNOWN, np.int64)]).novelty[0]
+    torch.testing.assert_close(novelty, torch.tensor([39.0, 38.0]).sqrt())
 
 
 @given(st.integers(1, 400), st.integers(0, 2**31))
@@ -155,13 +174,13 @@ def test_real_text_keeps_its_hashes_exact_in_the_graph() -> None:
     model = BetForSequenceClassification(config)
     text = np.random.default_rng(0).integers(20_000, 30_000, 200).astype(np.int64)
     for n in (2, 3):
-        hashed = distinct_ngrams([text], n).hashed
+        hashed = distinct_ngrams([text], n, UNKNOWN).hashed
         model.evidence.get_buffer(f"fingerprint_{n}")[torch.from_numpy(hashed % (1 << 18))] = torch.from_numpy(
             (hashed // (1 << 18)).astype(np.int32)
         )
         model.evidence.get_buffer(f"evidence_{n}")[torch.from_numpy(hashed % (1 << 18))] = 1.0
     evidence = components_of(model, [text]).evidence
-    weights = sum(distinct_ngrams([text], n).weight.sum() for n in (2, 3))
+    weights = sum(distinct_ngrams([text], n, UNKNOWN).weight.sum() for n in (2, 3))
     assert evidence.item() == pytest.approx(weights, abs=3)  # a few n-grams may share a slot
 
 
@@ -197,8 +216,8 @@ def random_tables(classes: int) -> BetForSequenceClassification:
 def test_weights_fade_to_one_and_an_ngram_counts_once_at_its_heaviest_place(text: list[int], random: Random) -> None:
     document = np.array(text, np.int64)
     for n in (1, 2, 3):
-        _, hashed, weight = ngrams_at_tokens([document], n)
-        found = distinct_ngrams([document], n)
+        _, hashed, weight, _ = ngrams_at_tokens([document], n, UNKNOWN)
+        found = distinct_ngrams([document], n, UNKNOWN)
         for key, heaviest in zip(found.hashed, found.weight, strict=True):
             assert heaviest == weight[hashed == key].max()
-    assert np.abs(ngrams_at_tokens([document[:1]], 1)[2] - 1).max() < 0.03
+    assert np.abs(ngrams_at_tokens([document[:1]], 1, UNKNOWN).weight - 1).max() < 0.03

@@ -38,7 +38,10 @@ def preset(folder: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["bert", "roberta", "distilbert"])
+@pytest.fixture(
+    scope="module",
+    params=["bert", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("roberta", "distilbert"))],
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp(request.param)
     encoder = write_folder(folder / "encoder", request.param)

@@ -54,7 +54,9 @@ class BetForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: BetConfig) -> None:
         super().__init__(config)
-        self.evidence = SufficientStatsEncoder(config.vocab_size, config.hash_slots, config.logit_columns)
+        self.evidence = SufficientStatsEncoder(
+            config.vocab_size, config.hash_slots, config.logit_columns, config.unk_token_id
+        )
         self.trunk = Trunk(config)
         # How evidence, words and evidence stream are joined: learned with the streams, then part of the trunk's logits.
         self.log_scales = nn.Parameter(torch.tensor([0.0, -0.7, -0.7]))

@@ -84,7 +84,7 @@ class Posterior(nn.Module):
         # The trunk's logits come scaled as training joined them.
         self.log_trunk_scale = nn.Parameter(torch.tensor(0.0))
         self.bias = nn.Parameter(torch.zeros(columns))
-        self.log_variance = nn.Parameter(torch.tensor([-3.0, -4.0, -4.0]))  # constant, bigram novelty, trigram novelty
+        self.log_variance = nn.Parameter(torch.tensor([-3.0, -2.4, -2.4]))  # constant, bigram novelty, trigram novelty
         self.requires_grad_(False)
 
     def forward(self, evidence: Tensor, novelty: Tensor, trunk: Tensor) -> Predictive:
