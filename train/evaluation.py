@@ -93,7 +93,8 @@ def evaluate(
     if "snippets" in parts:
         measure_shift(report, "snippets", answers["snippets"], bars["snippets"], decision)
     words = np.array([len(text.split()) for text in held_out.texts])
-    classes = {name: np.flatnonzero(held_out.labels == label) for label, name in enumerate(corpus.label_names)}
+    of_class = {name: np.flatnonzero(held_out.labels == label) for label, name in enumerate(corpus.label_names)}
+    classes = {name: rows for name, rows in of_class.items() if len(rows)}
     by_class = group_rows(classes, answers["held_out"], bars["held_out"], decision)
     blocks = group_rows(by_block(held_out.labels, corpus.label_names), answers["held_out"], bars["held_out"], decision)
     lengths = group_rows(by_length(words), answers["held_out"], bars["held_out"], decision)
