@@ -102,7 +102,12 @@ def add(options: AddOptions) -> Added:
     low: Lowered | None = None
     if options.precision is not FP32:
         with timer.stage("precision", f"deciding on calibration rows in {options.precision.name}"):
-            low = Lowered(options.precision, lowered(checkpoint, options.precision, options.device), decision)
+            low = Lowered(
+                options.precision,
+                lowered(checkpoint, options.precision, options.device),
+                decision,
+                _budgets(calibration, options),
+            )
             calibration = low.checkpoint.calibrate(options.files, least)
             decision = _decide(calibration, options)
             compare_precisions(checkpoint, low, decision, options.files, report)
@@ -115,11 +120,7 @@ def add(options: AddOptions) -> Added:
         count = options.gate_texts or (PADDED_GATE_TEXTS if checkpoint.kind.padded else GATE_TEXTS)
         texts = gate_texts(checkpoint, options.files, count)
     budgets = _budgets(calibration, options)
-    report.details |= {
-        "decision": decision.as_dict(),
-        "budgets": record(budgets),
-        "precision": options.precision.name,
-    }
+    _say_what_is_decided(decision, budgets, options, report)
     with versions.staging_folder(options.repository) as staging:
         staged = StagedVersion(staging, names, checkpoint, decision, options.files, low, budgets)
         with timer.stage("graphs", "writing ONNX and TorchScript"):
@@ -242,9 +243,17 @@ def _budgets(calibration: AnyCalibration, options: AddOptions) -> list[Budget]:
     """What the usual budgets come to; only an answer that is one label is right or wrong as a whole."""
     if not isinstance(calibration, Calibration):
         return []
-    budgets = budgets_of(calibration, options.max_error, options.confidence)
-    _log.info("error budgets, at %.0f %% confidence:\n%s", 100 * options.confidence, table(budgets))
-    return budgets
+    return budgets_of(calibration, options.max_error, options.confidence)
+
+
+def _say_what_is_decided(decision: AnyDecision, budgets: Sequence[Budget], options: AddOptions, report: Report) -> None:
+    if budgets:
+        _log.info("error budgets, at %.0f %% confidence:\n%s", 100 * options.confidence, table(budgets))
+    report.details |= {
+        "decision": decision.as_dict(),
+        "budgets": record(budgets),
+        "precision": options.precision.name,
+    }
 
 
 def clear_of_rows(decision: Decision, true_probability: Sequence[float]) -> Decision:

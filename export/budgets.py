@@ -1,8 +1,9 @@
 """The error budgets that a version's calibration can prove: the table that says what an answer without review is worth.
 
-A version decides by one budget, the one that `export add` was given. Beside it the manifest holds the others, so that a
-caller who needs a stricter or laxer one compares `total` with its threshold and needs no other export. Each budget is
-proven by itself: who picks one of the rows *because* of what it accepts weakens the confidence, as always.
+A version decides by one budget, the one that `export add` was given. Beside it the manifest and the ensemble's
+configuration hold the others, so that a caller who needs a stricter or laxer one compares `total` and `epistemic` with
+its thresholds (`bet_client`: `client.budgets()`) and needs no other export. Each budget is proven by itself: who picks
+one of the rows *because* of what it accepts weakens the confidence, as always.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Budget:
     max_error: float
     confidence: float
     risk_threshold: float  # accepted where total (nats) <= this and the text is familiar; negative: never
-    accepted_share: float  # of the calibration rows that were scored
+    novelty_threshold: float | None  # familiar where epistemic (nats) <= this; None: the model has no epistemic
+    rows: int  # calibration rows that were scored
+    accepted_share: float  # of these rows
     accepted_error: float  # among the accepted; 0 where none is
     accepted_error_bound: float  # its upper bound at the confidence; 1 where none is
     message: str  # empty, or why nothing is accepted and what it would take
@@ -44,6 +47,8 @@ def _budget(calibration: Calibration, max_error: float, confidence: float) -> Bu
         max_error=max_error,
         confidence=confidence,
         risk_threshold=decision.risk_threshold,
+        novelty_threshold=decision.novelty_threshold,
+        rows=decision.rows,
         accepted_share=decision.accepted_share,
         accepted_error=decision.accepted_error,
         accepted_error_bound=decision.accepted_error_bound,

@@ -111,6 +111,17 @@ def kind_of(manifest: Mapping[str, Any]) -> Kind:
     return KINDS[manifest.get("kind", BET.name)]
 
 
+def served_budgets(manifest: Mapping[str, Any], *, torchscript: bool) -> list[dict[str, Any]]:
+    """The budgets (`export.budgets`) of the answers of one of the two ensembles, as far as the version has any.
+
+    Beside a graph of a lower precision TorchScript answers in fp32, and what was proven of the one says nothing of the
+    other.
+    """
+    of = manifest.get("torchscript", manifest) if torchscript else manifest
+    budgets: list[dict[str, Any]] = of.get("budgets", [])
+    return budgets
+
+
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write a manifest as JSON."""
     path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

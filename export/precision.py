@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from export.answers import Answers, Floats, compare, scale_of
+from export.budgets import Budget
 from export.checkpoints import Exportable
 from export.decisions import AnyDecision
 from export.encoder import Ids
@@ -82,6 +83,7 @@ class Lowered:
     precision: Precision
     checkpoint: LoweredCheckpoint
     full_decision: AnyDecision
+    full_budgets: Sequence[Budget] = ()
 
 
 def require_possible(checkpoint: Exportable, precision: Precision, device: str) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -210,9 +211,19 @@ def torchscript_config(names: Names, classes: int, device: str = CPU, *, kind: K
 
 
 def ensemble_config(
-    names: Names, labels: Sequence[str], pins: Pins, *, torchscript: bool = False, kind: Kind = BET
+    names: Names,
+    labels: Sequence[str],
+    pins: Pins,
+    *,
+    torchscript: bool = False,
+    kind: Kind = BET,
+    budgets: Sequence[Mapping[str, Any]] = (),
 ) -> pb.ModelConfig:
-    """Tokenizer and classifier, each pinned to one version: text -> the answer."""
+    """Tokenizer and classifier, each pinned to one version: text -> the answer.
+
+    Args:
+        budgets: the pinned version's, as its manifest holds them.
+    """
     name = names.torchscript_ensemble if torchscript else names.ensemble
     classifier = names.torchscript_classifier if torchscript else names.classifier
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=MAX_ROWS)
@@ -228,22 +239,33 @@ def ensemble_config(
         step.output_map[output.name] = output.name
     config.parameters["labels"].string_value = json.dumps(list(labels), ensure_ascii=False)
     config.parameters["max_text_bytes"].string_value = str(MAX_TEXT_BYTES)
+    if budgets:
+        config.parameters["budgets"].string_value = json.dumps(list(budgets), ensure_ascii=False)
     if pins.previous is not None:
         config.parameters["previous_version"].string_value = str(pins.previous)
     return config
 
 
-def ensemble_files(names: Names, labels: Sequence[str], pins: Pins, kind: Kind = BET) -> dict[Path, str]:
+def ensemble_files(
+    names: Names,
+    labels: Sequence[str],
+    pins: Pins,
+    kind: Kind = BET,
+    *,
+    budgets: Sequence[Mapping[str, Any]] = (),
+    torchscript_budgets: Sequence[Mapping[str, Any]] = (),
+) -> dict[Path, str]:
     """The two files that pin a version, by path within the repository."""
     reasons = (
         "Both steps are pinned to the same version; `python -m export promote` and `rollback` write the pins.",
         "labels: class names in the order of probabilities and prediction_set, for clients.",
+        "budgets, where there are any: what the pinned version's calibration proves, for callers who need another one.",
     )
     return {
         Path(config.name, "config.pbtxt"): as_text(config, reasons)
         for config in (
-            ensemble_config(names, labels, pins, torchscript=True, kind=kind),
-            ensemble_config(names, labels, pins, kind=kind),
+            ensemble_config(names, labels, pins, torchscript=True, kind=kind, budgets=torchscript_budgets),
+            ensemble_config(names, labels, pins, kind=kind, budgets=budgets),
         )
     }
 

@@ -110,7 +110,11 @@ class StagedVersion:
             full = self.checkpoint.answers(self.full_decision, self.checkpoint.encoder.encode([PROBE_TEXT]))
             self.manifest |= {
                 "precision": self.lowered.precision.name,
-                "torchscript": {"precision": FP32.name, "calibration": self.full_decision.as_dict()},
+                "torchscript": {
+                    "precision": FP32.name,
+                    "calibration": self.full_decision.as_dict(),
+                    "budgets": record(self.lowered.full_budgets),
+                },
                 "probe_torchscript": probe_record(full, self.full_decision),
             }
             self.manifest["training"] = {**self.manifest["training"], "served": self.lowered.precision.name}

@@ -20,7 +20,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from export.errors import RepositoryError
-from export.manifest import MANIFEST, PARITY, kind_of, read_manifest, write_manifest
+from export.manifest import MANIFEST, PARITY, kind_of, read_manifest, served_budgets, write_manifest
 from export.outputs import Kind
 from export.repository import (
     CHALLENGER_OF,
@@ -429,7 +429,15 @@ def remove(repository: Path, names: Names, number: int) -> None:
 def _write_pins(repository: Path, names: Names, manifest: dict[str, Any], pins: Pins) -> None:
     for ensemble in names.ensembles:
         (repository / ensemble / "1").mkdir(parents=True, exist_ok=True)  # Triton wants a version folder here too
-    for relative, text in ensemble_files(names, manifest["labels"], pins, kind_of(manifest)).items():
+    files = ensemble_files(
+        names,
+        manifest["labels"],
+        pins,
+        kind_of(manifest),
+        budgets=served_budgets(manifest, torchscript=False),
+        torchscript_budgets=served_budgets(manifest, torchscript=True),
+    )
+    for relative, text in files.items():
         replace_text(repository / relative, text)
 
 

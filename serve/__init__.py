@@ -5,6 +5,7 @@ same from a shell and keeps it so.
 """
 
 from serve.errors import (
+    BrokenLockError,
     EngineError,
     GaveUpError,
     PortTakenError,
@@ -18,6 +19,7 @@ from serve.ports import free_port
 from serve.server import Server, start
 
 __all__ = [
+    "BrokenLockError",
     "EngineError",
     "GaveUpError",
     "PortTakenError",

@@ -39,5 +39,5 @@ def says_port_in_use(log: str) -> bool:
 
 
 def says_lock_broke(log: str) -> bool:
-    """Whether the server aborted over the lock that it shares with a starting stub (triton-inference-server#8882)."""
+    """Whether the server aborted over the lock that it shares with a stub (triton-inference-server/server#8882)."""
     return _BROKEN_LOCK in log

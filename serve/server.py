@@ -35,6 +35,7 @@ Device = Literal["cpu", "gpu"]
 Engine = Literal["embedded", "container"]
 
 _POLL_SECONDS = 0.05
+_PROBE_SECONDS = 5.0
 _UNLOAD_SECONDS = 10.0  # after the last answer; measured 3 s for two idle models
 # A port that was free when it was picked may be taken when Triton, its models loaded, asks for it; and on a loaded
 # machine Triton may abort while starting, over a lock of its own.
@@ -94,7 +95,8 @@ def start(
         except BrokenLockError as error:
             if attempt == _ATTEMPTS:
                 raise
-            LOG.warning("%s; starting again", str(error).partition("\n")[0])
+            reason = str(error).partition("\n")[0]
+            LOG.warning("start %d of %d failed and is tried again: %s", attempt, _ATTEMPTS, reason)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -187,7 +189,7 @@ class Server:
         """Whether the server's own process lives; `check` says whether it answers."""
         return self._process.poll() is None
 
-    def check(self, timeout: float = 5.0) -> None:
+    def check(self, timeout: float = _PROBE_SECONDS) -> None:
         """Ask every loaded model once, by a real inference where its manifest has a probe.
 
         Raises:
@@ -197,10 +199,7 @@ class Server:
             raise StartupError("the server was stopped")
         if not self.is_running():
             raise StartupError(f"the server ended with status {self._process.returncode}", self.log_tail())
-        probe.require_identity(self.http_url, self._plan.server_id, timeout)
-        for model in self.models:
-            probe.require_ready(self.http_url, model, timeout)
-            self._require_right_answer(model, timeout)
+        self._require_right_answers(timeout)
 
     def stop(self, *, drain_seconds: float = DRAIN_SECONDS + _UNLOAD_SECONDS) -> None:
         """End the server: it may take `drain_seconds` to answer what it has accepted and to unload; 0 kills it at once.
@@ -238,6 +237,12 @@ class Server:
         if os.getpid() == self._launcher:  # not in a forked child, which inherits the registration
             self.stop()
 
+    def _require_right_answers(self, timeout: float) -> None:
+        probe.require_identity(self.http_url, self._plan.server_id, timeout)
+        for model in self.models:
+            probe.require_ready(self.http_url, model, timeout)
+            self._require_right_answer(model, timeout)
+
     def _require_right_answer(self, model: str, timeout: float) -> None:
         pinned = probe.pinned_version(self.http_url, model, timeout)
         expected = self.repository.probe(model, pinned)
@@ -257,7 +262,8 @@ class Server:
             if not self.is_running() or failed_loads(read_log(self.log_path, self._log_begin)):
                 raise self._startup_failure()
             try:
-                self.check()
+                # Not `check`: of a server that ends between two looks only `_startup_failure` says why.
+                self._require_right_answers(_PROBE_SECONDS)
                 return
             except probe.NotReadyError as error:
                 if time.monotonic() > deadline:
@@ -280,8 +286,9 @@ class Server:
             return StartupError("; ".join(reasons), tail(log))
         if says_lock_broke(log):
             return BrokenLockError(
-                "Triton aborted while starting, over a lock that it shares with its stubs "
-                "(triton-inference-server#8882); a heavily loaded machine does that, and a later start may work",
+                "Triton aborted while starting, over a lock that it shares with its stubs (triton-inference-server/"
+                "server#8882), as it may on a heavily loaded machine; start it again with less load beside it, or with "
+                "fewer model instances",
                 tail(log),
             )
         return StartupError(f"the server ended with status {self._process.returncode} while starting", tail(log))

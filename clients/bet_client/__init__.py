@@ -19,12 +19,13 @@ from bet_client.errors import (
     UnavailableError,
 )
 from bet_client.sync import Client
-from bet_client.types import Diagnostics, Prediction
+from bet_client.types import Budget, Diagnostics, Prediction
 
 __all__ = [
     "MAX_REQUEST_BYTES",
     "AsyncClient",
     "BetClientError",
+    "Budget",
     "Client",
     "ClientStateError",
     "ConnectionFailedError",

@@ -11,7 +11,7 @@ from bet_client.errors import BetClientError, ClientStateError
 from bet_client.flow import Flow, Session, T
 from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, check_settings
 from bet_client.transport_aio import AsyncTransport, open_transport
-from bet_client.types import Prediction
+from bet_client.types import Budget, Prediction
 
 
 class AsyncClient:
@@ -52,6 +52,10 @@ class AsyncClient:
     def labels(self) -> Coroutine[Any, Any, tuple[str, ...]]:
         """The names of the classes, in class order: ``await client.labels``; see `Client.labels`."""
         return self._run(self._session.labels(), None)
+
+    async def budgets(self, *, timeout: float | None = None) -> list[Budget]:
+        """The error budgets that the version which answers now can prove; see `Client.budgets`."""
+        return await self._run(self._session.budgets(), timeout)
 
     async def is_ready(self, *, timeout: float | None = None) -> bool:
         """Whether the server can be reached and says that the model is ready."""

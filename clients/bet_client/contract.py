@@ -1,4 +1,4 @@
-"""What the served model offers, read once from its configuration: outputs, label names and limits.
+"""What the served model offers, read from its configuration: outputs, label names, limits and error budgets.
 
 The project's ensembles carry their label names and byte limit as config parameters and declare only the outputs that
 they can honestly give, so the client asks for those and leaves the other fields of a `Prediction` None.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from bet_client.errors import IncompatibleModelError, InvalidInputError
+from bet_client.types import Budget
 
 INPUT = "text"
 SHAPES = (("label", "probabilities"), ("probabilities", "assigned"), ("value",))
@@ -85,3 +86,16 @@ def read_contract(model: str, config: Mapping[str, Any]) -> ModelContract:
             f"model {model!r} is not a text classifier that this client can call: {'; '.join(faults)}"
         )
     return ModelContract(model, tuple(labels), outputs, max_rows, min(max_text_bytes, MAX_REQUEST_BYTES))
+
+
+def read_budgets(model: str, config: Mapping[str, Any]) -> list[Budget]:
+    """The error budgets in a model configuration, from strict to lax; empty where the model proves none.
+
+    Raises:
+        IncompatibleModelError: if they cannot be read.
+    """
+    try:
+        stored = config.get("parameters", {}).get("budgets", {"string_value": "[]"})["string_value"]
+        return [Budget(**{field.name: entry[field.name] for field in fields(Budget)}) for entry in json.loads(stored)]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IncompatibleModelError(f"the parameter 'budgets' of model {model!r} cannot be read: {error!r}") from error

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from typing import Any, TypeVar
 
-from bet_client.contract import ModelContract, read_contract
+from bet_client.contract import ModelContract, read_budgets, read_contract
 from bet_client.deadline import Deadline
 from bet_client.errors import (
     BetClientError,
@@ -24,7 +24,7 @@ from bet_client.errors import (
     TransportError,
 )
 from bet_client.settings import Settings, check_timeout
-from bet_client.types import Prediction
+from bet_client.types import Budget, Prediction
 from bet_client.wire import Call, CheckReady, Infer, ReadConfig, Row, encode_text, read_predictions, split_rows
 
 T = TypeVar("T")
@@ -72,6 +72,11 @@ class Session:
         """The names of the classes, in class order."""
         contract = yield from self._known_contract()
         return contract.labels
+
+    def budgets(self) -> Flow[list[Budget]]:
+        """What the version that answers now proves; never remembered, for the next version proves something else."""
+        config = yield ReadConfig(self._model)
+        return read_budgets(self._model, config)
 
     def is_ready(self) -> Flow[bool]:
         """Whether the server can be reached and says that the model is ready."""

@@ -10,7 +10,7 @@ from bet_client.errors import BetClientError
 from bet_client.flow import Flow, Session, T
 from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, check_settings
 from bet_client.transport import open_transport
-from bet_client.types import Prediction
+from bet_client.types import Budget, Prediction
 
 
 class Client:
@@ -84,6 +84,18 @@ class Client:
             BetClientError: see `bet_client.errors`.
         """
         return self._run(self._session.labels(), None)
+
+    def budgets(self, *, timeout: float | None = None) -> list[Budget]:
+        """The error budgets that the version which answers now can prove, from strict to lax; asked of the server.
+
+        For callers who need another budget than the one that `Prediction.review` goes by: see `Budget.accepts`. Ask
+        again after a promotion, since thresholds are a version's own. Empty for a model that was never calibrated, or
+        has no single label for a text.
+
+        Raises:
+            BetClientError: see `bet_client.errors`.
+        """
+        return self._run(self._session.budgets(), timeout)
 
     def is_ready(self, *, timeout: float | None = None) -> bool:
         """Whether the server can be reached and says that the model is ready."""

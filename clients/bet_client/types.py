@@ -1,4 +1,4 @@
-"""What a caller gets: one `Prediction` per text, with `Diagnostics` on demand.
+"""What a caller gets: one `Prediction` per text, with `Diagnostics` on demand, and the model's `Budget`s.
 
 A field is None where the served model does not offer that output: a classifier without a posterior has no aleatoric
 and epistemic part, and a model that was never calibrated has no review decision. A model with one label for a text
@@ -8,6 +8,8 @@ fills `label`, one with any number of them `labels`, and one that answers with a
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +73,48 @@ class Prediction:
                 f"there is no one label: the model answers with {labels if self.value is None else number}"
             )
         return self.probabilities[self.label]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one error budget comes to on the calibration rows of the version that answers.
+
+    Each is proven by itself: choose one for what it promises, not for what it accepts.
+    """
+
+    max_error: float
+    """The budget: the largest share of wrong answers among the accepted."""
+    confidence: float
+    """Of that promise."""
+    risk_threshold: float
+    """An answer is accepted where `total` is at most this, in nats; negative where nothing can be proven."""
+    novelty_threshold: float | None
+    """... and `epistemic` at most this, in nats; None for a model that has none."""
+    rows: int
+    """Calibration rows on which it was tested."""
+    accepted_share: float
+    """Share of these rows that are accepted."""
+    accepted_error: float
+    """Share of wrong answers among the accepted rows; 0 where none is accepted."""
+    accepted_error_bound: float
+    """Its upper bound at `confidence`; 1 where none is accepted."""
+    message: str
+    """Empty, or why nothing is accepted and what it would take."""
+
+    def accepts(self, answer: Prediction) -> bool:
+        """Whether the answer may pass without a human look under this budget, as `not answer.review` says under the
+        budget of the export.
+
+        Raises:
+            ValueError: if the answer lacks an uncertainty that this budget bounds.
+        """
+        within = True
+        for name, threshold in (("total", self.risk_threshold), ("epistemic", self.novelty_threshold)):
+            if threshold is None:
+                continue
+            value: float | None = getattr(answer, name)
+            if value is None:
+                raise ValueError(f"the answer has no {name!r}, which this budget bounds: it is another model's answer")
+            # In float32, as the served graph compares: else an answer right at a threshold is decided otherwise.
+            within &= bool(value <= np.float32(threshold))
+        return within

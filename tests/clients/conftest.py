@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import shutil
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -45,6 +46,7 @@ def model_config(
     rows: int = 64,
     labels: tuple[str, ...] = ("negative", "positive"),
     max_text_bytes: int | None = 65536,
+    budgets: str | None = None,
     extra: str = "",
 ) -> str:
     """A `config.pbtxt` with the ensemble's input, a choice of its outputs, and its parameters."""
@@ -55,6 +57,8 @@ def model_config(
     parameters = {"labels": json.dumps(labels)}
     if max_text_bytes is not None:
         parameters["max_text_bytes"] = str(max_text_bytes)
+    if budgets is not None:
+        parameters["budgets"] = budgets
     written = "\n".join(
         f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}'
         for key, value in parameters.items()
@@ -98,6 +102,13 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def load_again(triton: serve.Server, model: str) -> None:
+    """Have the server read a model's folder anew, as a promotion does."""
+    request = urllib.request.Request(f"http://{triton.http_url}/v2/repository/models/{model}/load", data=b"{}")
+    with urllib.request.urlopen(request, timeout=10):
+        pass
+
+
 @pytest.fixture(scope="session")
 def triton(stand_ins: Path) -> Iterator[serve.Server]:
     with serve.start(stand_ins, models=[folder.name for folder in stand_ins.iterdir()]) as server:
@@ -120,6 +131,9 @@ class Blocking:
 
     def is_ready(self) -> Any:
         return self._wait(self.client.is_ready)
+
+    def budgets(self, **options: Any) -> Any:
+        return self._wait(lambda: self.client.budgets(**options))
 
     @property
     def labels(self) -> Any:

@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from bet_client import (
 )
 
 import serve
-from tests.clients.conftest import Blocking, Protocol, model_config, write_model
+from tests.clients.conftest import Blocking, Protocol, load_again, model_config, write_model
 from tests.clients.wire_servers import always, http_answer, once, read_request, serving, silent, trickle
 
 Ask = Callable[..., Any]
@@ -181,19 +180,13 @@ def test_a_replaced_model_is_looked_at_again(ask: Ask, triton: serve.Server, sta
     assert client.predict("hello").review is False
     outputs = ("label", "probabilities", "total")
     write_model(stand_ins, "changing", model_config("changing", outputs))
-    _load(triton, "changing")
+    load_again(triton, "changing")
     try:
         replaced = client.predict("hello")
         assert (replaced.review, replaced.total) == (None, 0.5)
     finally:
         write_model(stand_ins, "changing", model_config("changing"))
-        _load(triton, "changing")
-
-
-def _load(triton: serve.Server, model: str) -> None:
-    request = urllib.request.Request(f"http://{triton.http_url}/v2/repository/models/{model}/load", data=b"{}")
-    with urllib.request.urlopen(request, timeout=10):
-        pass
+        load_again(triton, "changing")
 
 
 def test_a_closed_client_says_so(ask: Ask) -> None:

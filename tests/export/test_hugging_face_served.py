@@ -73,6 +73,7 @@ def test_answers_are_the_models_and_what_it_cannot_say_is_none(theirs: Path) -> 
     with serve.start(theirs / "models", timeout=120) as server, Client(server.grpc_url, model="theirs") as client:
         answers = [client.predict(text, diagnostics=True) for text in texts]
         together = client.predict_many(texts)
+        budgets = client.budgets()
         refusal = asked_for(server, "epistemic")
     for i, answer in enumerate(answers):
         assert answer.label == right.label[i] == together[i].label
@@ -84,6 +85,8 @@ def test_answers_are_the_models_and_what_it_cannot_say_is_none(theirs: Path) -> 
         )
         assert answer.aleatoric is answer.epistemic is None
     assert {answer.review for answer in answers} == {True, False}
+    assert [budget.max_error for budget in budgets] == [0.01, 0.02, 0.05, 0.1, 0.2]
+    assert [budgets[-1].accepts(answer) for answer in answers] == [not answer.review for answer in answers]
     # onnx#3753, ORT#5549: what dropout would say of a softmax is an error, never zero
     assert "unexpected inference output 'epistemic'" in refusal
     assert [answer.truncated for answer in answers[-2:]] == [False, True]

@@ -316,6 +316,11 @@ def test_the_live_triton_serves_a_lower_precision(
         ):
             alone = [client.predict(text) for text in TEXTS[:8]]
             assert client.predict_many(TEXTS[:8]) == alone  # to the last bit, whatever the neighbours
+            # Each ensemble's budgets are proven on its own answers.
+            for asked, decided in ((client, manifest["calibration"]), (full, manifest["torchscript"]["calibration"])):
+                assert asked.budgets()[-1].risk_threshold == decided["risk_threshold"]
+                assert asked.budgets()[-1].accepted_share == decided["accepted_share"]
+            assert manifest["budgets"] != manifest["torchscript"]["budgets"]
             assert [answer.probabilities for answer in alone] != [
                 full.predict(text).probabilities for text in TEXTS[:8]
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,19 +40,17 @@ GENERATED = {
 
 def committed(relative: Path) -> str:
     text = (COMMITTED / relative).read_text(encoding="utf-8")
-    if relative in ensemble_files(Names(DEFAULT_NAME), DEFAULT_LABELS, Pins(1)):
+    fresh = ensemble_files(Names(DEFAULT_NAME), DEFAULT_LABELS, Pins(1))
+    if relative in fresh:
         # An export on this machine pins its own version here; everything else must be as generated.
-        pins = text_format.Parse(text, pb.ModelConfig())
-        version = pins.ensemble_scheduling.step[0].model_version
-        previous = parameters(pins).get("previous_version")
-        return (
-            ensemble_files(Names(DEFAULT_NAME), DEFAULT_LABELS, Pins(1))[relative]
-            if text
-            == ensemble_files(Names(DEFAULT_NAME), DEFAULT_LABELS, Pins(version, int(previous) if previous else None))[
-                relative
-            ]
-            else text
+        config = text_format.Parse(text, pb.ModelConfig())
+        previous = parameters(config).get("previous_version")
+        pins = Pins(config.ensemble_scheduling.step[0].model_version, int(previous) if previous else None)
+        budgets = json.loads(parameters(config).get("budgets", "[]"))
+        exported = ensemble_files(
+            Names(DEFAULT_NAME), DEFAULT_LABELS, pins, budgets=budgets, torchscript_budgets=budgets
         )
+        return fresh[relative] if text == exported[relative] else text
     return text
 
 
@@ -81,6 +80,17 @@ def test_every_ensemble_output_is_given_by_a_step_with_the_same_type_and_shape(c
                 )
         assert {s.model_version for s in config.ensemble_scheduling.step} == {3}
         assert {s.model_name for s in config.ensemble_scheduling.step} <= set(names.versioned)
+
+
+def test_budgets_are_written_for_clients_where_there_are_any() -> None:
+    names, labels = Names("other"), ("no", "yes")
+    assert "budgets" not in ensemble_config(names, labels, Pins(1)).parameters
+    files = ensemble_files(
+        names, labels, Pins(1), budgets=[{"max_error": 0.05, "message": "größer"}], torchscript_budgets=[]
+    )
+    texts = {path.parent.name: text_format.Parse(text, pb.ModelConfig()) for path, text in files.items()}
+    assert json.loads(parameters(texts["other"])["budgets"]) == [{"max_error": 0.05, "message": "größer"}]
+    assert "budgets" not in parameters(texts["other_torchscript"])
 
 
 def test_outputs_of_torchscript_stand_in_the_order_of_its_tuple() -> None:

@@ -13,7 +13,7 @@ import pytest
 from export import versions
 from export.errors import RepositoryError
 from export.manifest import MANIFEST, read_manifest
-from export.repository import Names, Pins, read_config, replace_text, write_configurations
+from export.repository import Names, Pins, parameters, read_config, replace_text, write_configurations
 
 BET = Names("bet")
 Stage = Callable[..., tuple[Path, dict[str, Any]]]
@@ -154,6 +154,24 @@ def test_promote_remembers_what_answered_before(models: Path, stage: Stage) -> N
     assert pins(models) == (1, 3)
     versions.pin(models, BET, 1)  # twice the same is no way back to itself
     assert pins(models) == (1, 3)
+
+
+def test_the_ensembles_say_the_budgets_of_the_version_that_they_pin(models: Path, stage: Stage) -> None:
+    def said(ensemble: str) -> Any:
+        return json.loads(parameters(read_config(models / ensemble / "config.pbtxt")).get("budgets", "null"))
+
+    first = read_manifest(models / "bet_classifier" / "1")["budgets"]
+    assert said("bet") == said("bet_torchscript") == first
+    in_fp32 = {"precision": "fp32", "budgets": [{"max_error": 0.05}]}
+    folder, manifest = stage(budgets=[{"max_error": 0.1}], torchscript=in_fp32)
+    versions.install(models, BET, folder, 1, manifest)
+    assert (said("bet"), said("bet_torchscript")) == ([{"max_error": 0.1}], in_fp32["budgets"])
+    versions.pin(models, BET, 1)
+    assert said("bet") == said("bet_torchscript") == first
+    # A version from before there were budgets: what was proven of one graph is not said of the other.
+    folder, manifest = stage(budgets=[{"max_error": 0.1}], torchscript={"precision": "fp32"})
+    versions.install(models, BET, folder, 1, manifest)
+    assert (said("bet"), said("bet_torchscript")) == ([{"max_error": 0.1}], None)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from triton_http import call, infer, metrics
 
 import serve
 from serve import embedded
-from serve.errors import BrokenLockError
 from serve.leftovers import MARKER, SHARED_MEMORY, marked_processes
 from serve.plan import Launch, Plan
 from serve.probe import require_right_answer
@@ -266,26 +265,63 @@ def test_a_broken_new_version_is_refused_each_time_while_the_old_one_serves(tiny
         server.stop(drain_seconds=0)
 
 
-@pytest.mark.parametrize("deaths", [2, 3])
-def test_triton_that_aborts_over_its_own_lock_is_started_again_and_a_third_time_and_no_more(
-    deaths: int, tiny: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # triton-inference-server#8882
-    prepare, plans = embedded.prepare, []
-    says = "terminate called after throwing an instance of 'boost::interprocess::lock_exception'"
+LOCK_BROKE = "terminate called after throwing an instance of 'boost::interprocess::lock_exception'"
 
-    def dying(plan: Plan) -> Launch:
-        plans.append(plan)
-        if len(plans) <= deaths:
-            return Launch(("/bin/sh", "-c", f'echo "{says}" >&2; kill -ABRT $$'), dict(os.environ))
-        return prepare(plan)
 
-    monkeypatch.setattr(embedded, "prepare", dying)
-    if deaths == 3:
-        with pytest.raises(BrokenLockError, match="loaded machine"):
-            serve.start(tiny)
-    else:
-        with serve.start(tiny) as server:
-            assert infer(server.http_url, "tiny", ["a"], outputs=["label"])[0] == 200
+@pytest.fixture
+def abort(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], list[Plan]]:
+    """Have the first so many servers abort while they start, saying why; gives the plans of all, also of the real."""
+    prepare = embedded.prepare
+
+    def arrange(times: int, says: str) -> list[Plan]:
+        plans: list[Plan] = []
+
+        def launch(plan: Plan) -> Launch:
+            plans.append(plan)
+            if len(plans) > times:
+                return prepare(plan)
+            # As a Triton that aborts: a stub lives on, and a region of shared memory stays.
+            dies = f'sleep 600 & : > {SHARED_MEMORY}/{plan.shm_prefix}region; echo "{says}" >&2; kill -ABRT $$'
+            return Launch(("/bin/sh", "-c", dies), {**os.environ, MARKER: plan.token})
+
+        monkeypatch.setattr(embedded, "prepare", launch)
+        return plans
+
+    return arrange
+
+
+def left_of(plan: Plan, cache: Path) -> list[object]:
+    regions = SHARED_MEMORY.glob(f"{plan.shm_prefix}*")
+    return [*marked_processes(plan.token), *regions, *(cache / "servers").glob(f"{plan.token}*")]
+
+
+def test_triton_that_aborts_twice_over_its_own_lock_is_started_a_third_time(
+    tiny: Path, own_cache: Path, abort: Callable[[int, str], list[Plan]], caplog: pytest.LogCaptureFixture
+) -> None:  # triton-inference-server/server#8882
+    plans = abort(2, LOCK_BROKE)
+    with serve.start(tiny) as server:
+        assert infer(server.http_url, "tiny", ["a"], outputs=["label"])[0] == 200
+        assert [left_of(plan, own_cache) for plan in plans[:2]] == [[], []]
+    said = [record.getMessage() for record in caplog.records if "over a lock" in record.getMessage()]
+    assert [line.partition(" failed")[0] for line in said] == ["start 1 of 3", "start 2 of 3"]
     assert len(plans) == 3
-    for plan in plans:
-        assert list((own_cache / "servers").glob(f"{plan.token}*")) == []
+
+
+def test_triton_that_aborts_over_its_own_lock_each_time_is_given_up_with_what_to_do(
+    tiny: Path, own_cache: Path, abort: Callable[[int, str], list[Plan]]
+) -> None:
+    plans = abort(9, LOCK_BROKE)
+    with pytest.raises(serve.BrokenLockError, match="start it again with less load beside it") as caught:
+        serve.start(tiny)
+    assert caught.value.log_tail == LOCK_BROKE
+    assert [left_of(plan, own_cache) for plan in plans] == [[], [], []]
+
+
+def test_triton_that_aborts_for_another_reason_is_not_started_again(
+    tiny: Path, own_cache: Path, abort: Callable[[int, str], list[Plan]]
+) -> None:
+    plans = abort(9, "terminate called after throwing an instance of 'std::bad_alloc'")
+    with pytest.raises(serve.StartupError, match=r"ended with status -6 while starting(.|\n)*bad_alloc") as caught:
+        serve.start(tiny)
+    assert not isinstance(caught.value, serve.BrokenLockError)
+    assert [left_of(plan, own_cache) for plan in plans] == [[]]
