@@ -127,7 +127,8 @@ def _hashes(tokens: Tokens, factors: tuple[int, ...], unknown: int) -> tuple[Ten
         hashed = hashed + part.clamp(min=0) * factor
         whole = whole & (part >= 0) & (row[j : total + j] == tokens.row)
         foreign = foreign | (part == unknown)
-    foreign = foreign & (n > 1)
+    if n == 1:  # what is learnt of the unknown token itself is known
+        foreign = torch.zeros_like(foreign)
     return torch.where(foreign, tokens.place.clamp(min=0), hashed % HASH_PRIME), whole, foreign
 
 
