@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from train.calibration import Calibration
 from train.decision import (
     NOTHING,
+    Decision,
     best_supported_threshold,
     clopper_pearson_upper,
     conformal_threshold,
@@ -145,6 +147,59 @@ def test_other_rows_choose_where_the_test_begins_and_the_guarantee_still_holds()
         exceeded += threshold != NOTHING and true_error(threshold) > 0.05
     assert accepted > 900
     assert exceeded <= 65  # 50 expected at most; 65 is two standard deviations above
+
+
+DRAWS = 1000
+# A rule that exceeds its budget in exactly 5 % of all calibrations exceeds it in 50 of 1,000 on average; the count is
+# binomial, and more than three of its standard errors above (70) would be seen once in 430 such simulations.
+MOST_EXCEEDED = DRAWS * 0.05 + 3 * math.sqrt(DRAWS * 0.05 * 0.95)
+
+
+def decisions(budget: float, wrong: Callable[[np.ndarray], np.ndarray]) -> Iterator[Decision]:
+    """What `calibrate` would decide on 1,000 draws of 2,000 rows, of which a quarter only chooses the test's start.
+
+    Args:
+        wrong: probability of a wrong answer by risk, a share of the highest; a tenth of the rows is unfamiliar and
+            wrong half of the time.
+    """
+    random = np.random.default_rng(3)
+    for _ in range(DRAWS):
+        risk, unfamiliar = random.random(2000), random.random(2000) < 0.1
+        correct = random.random(2000) >= np.where(unfamiliar, 0.5, wrong(risk))
+        total, epistemic = (risk * HIGHEST).tolist(), np.where(unfamiliar, 0.03, 0.01).tolist()
+        yield Calibration(
+            total=total[500:],
+            epistemic=epistemic[500:],
+            true_probability=[0.9] * 1500,
+            correct=correct[500:].tolist(),
+            num_classes=2,
+            novelty_threshold=0.02,
+            novelty_quantile=0.9,
+            fitting_total=total[:500],
+            fitting_correct=correct[:500].tolist(),
+        ).decide(max_error=budget)
+
+
+@pytest.mark.parametrize(("budget", "least_accepting"), [(0.01, 400), (0.02, 900), (0.05, 990), (0.1, 990)])
+def test_each_budget_is_exceeded_in_no_more_calibrations_than_its_confidence_allows(
+    budget: float, least_accepting: int
+) -> None:
+    accepting = exceeded = 0
+    for decision in decisions(budget, lambda risk: 0.8 * risk**3):
+        # The familiar rows up to a threshold are wrong as often as the mean of 0.8 r³ up to there says.
+        error = 0.2 * (decision.risk_threshold / HIGHEST) ** 3
+        accepting += decision.risk_threshold != NOTHING
+        exceeded += decision.risk_threshold != NOTHING and error > budget
+    assert accepting >= least_accepting  # a rule that accepts nothing would hold trivially
+    assert exceeded <= MOST_EXCEEDED
+
+
+def test_where_the_risk_tells_nothing_and_errors_exceed_the_budget_it_is_not_proven_by_luck_more_often_either() -> None:
+    accepting = 0
+    for decision in decisions(0.05, lambda risk: np.full(len(risk), 0.055)):
+        accepting += decision.risk_threshold != NOTHING  # whatever is accepted: 5.5 % of it are wrong
+        assert (decision.accepted_share == 0) == bool(decision.message) == (decision.risk_threshold == NOTHING)
+    assert accepting <= MOST_EXCEEDED
 
 
 def test_a_smaller_budget_never_accepts_more() -> None:
