@@ -61,6 +61,7 @@ def test_it_starts_from_the_folder_and_is_tuned(trained: Checkpoint) -> None:
     assert 0 < max(moved) < 0.1
 
 
+@pytest.mark.heavy
 def test_its_graph_answers_as_the_model_does(trained: Checkpoint, untraced_exporter: None, tmp_path: Path) -> None:
     classifier = ServedClassifier(trained.model, trained.calibration.decide()).eval()
     write_onnx(classifier, trained.label_names, tmp_path / "model.onnx", {})
