@@ -85,6 +85,16 @@ def _ablate(options: argparse.Namespace) -> int:
     return report.exit_status()
 
 
+def _spread(options: argparse.Namespace) -> int:
+    from train.spread.study import compare_spreads  # noqa: PLC0415
+
+    report = compare_spreads(options.checkpoints, cache_dir=options.cache_dir)
+    report.write()
+    if options.json:
+        print(json.dumps(report.as_dict()))
+    return report.exit_status(report_only=options.report_only)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -151,7 +161,21 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add_argument("checkpoint", type=Path, help="a production checkpoint folder")
     ablate.set_defaults(run=_ablate)
 
-    for command in (fit, evaluate, ablate):
+    spread = commands.add_parser(
+        "spread",
+        help="every other way to the answer's spread on the same evidence, with its cost",
+        description="Compare novelty with deep ensemble, distillation, BatchEnsemble, MC dropout, Gaussian process, "
+        "Mahalanobis distance, Laplace, constant variance and a plain transformer. Reads the held-out part; half an "
+        "hour.",
+        epilog="example: python -m train spread build/seed-{0,1,2,3,4}/production",
+    )
+    spread.add_argument(
+        "checkpoints", type=Path, nargs="+", help="production folders in their runs: the same run with several seeds"
+    )
+    spread.add_argument("--report-only", action="store_true", help="exit 0 also where a check does not hold")
+    spread.set_defaults(run=_spread)
+
+    for command in (fit, evaluate, ablate, spread):
         command.add_argument("--cache-dir", type=Path, help="cache of Hugging Face datasets (default: its own)")
         command.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser

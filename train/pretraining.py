@@ -103,7 +103,7 @@ def pretrain(
         except CheckpointError as error:
             _log.warning("pretraining is done again: %s", error)
         else:
-            encoder.load_state_dict(load_file(folder / _WEIGHTS))
+            load_encoder(encoder, run)
             _log.info("pretrained encoder: reused from %s", folder)
             return
     stretches = Stretches(documents, options.window, 0.0, seed)
@@ -124,3 +124,8 @@ def pretrain(
     with written_whole(folder) as staging:
         save_file({name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}, staging / _WEIGHTS)
     shutil.rmtree(run / PRETRAINING)
+
+
+def load_encoder(encoder: Encoder, run: Path) -> None:
+    """Load the weights that pretraining sealed in `run`."""
+    encoder.load_state_dict(load_file(run / PRETRAINED / _WEIGHTS))

@@ -7,6 +7,7 @@ are as long, in words, as the texts that they are compared with, so that length 
 
 from __future__ import annotations
 
+import ast
 import gettext
 import importlib.metadata
 import sysconfig
@@ -54,6 +55,32 @@ def unfamiliar_texts(training: Sequence[str], lengths: NDArray[np.int64], *, see
     return {name: texts for name, texts in made.items() if texts}
 
 
+def further_texts(training: Sequence[str], lengths: NDArray[np.int64], *, seed: int = 1) -> dict[str, list[str]]:
+    """Unfamiliar kinds by which nothing was chosen.
+
+    Returns:
+        `headers` (C and C++ of installed distributions), `manuals` (docstrings: English prose, and no review), `markup`
+        (HTML, CSS and JavaScript), `scrambled` (training texts with the letters of each word shuffled).
+    """
+
+    def scrambled(random: np.random.Generator) -> Iterator[str]:
+        for text in training[:: len(training) // MOST + 1]:
+            yield " ".join("".join(random.permutation(list(word))) for word in text.split())
+
+    kinds: dict[str, Callable[[np.random.Generator], Iterator[str]]] = {
+        "headers": lambda _: _installed(".h", ".hpp"),
+        "manuals": lambda _: (_docstrings(text) for text in _installed(".py", of="scipy")),
+        "markup": lambda _: _installed(".html", ".css", ".js"),
+        "scrambled": scrambled,
+    }
+    generators = {name: np.random.default_rng((seed, i)) for i, name in enumerate(kinds)}
+    made = {
+        name: _pieces((" ".join(text.split()) for text in make(generators[name])), lengths, generators[name])
+        for name, make in kinds.items()
+    }
+    return {name: texts for name, texts in made.items() if texts}
+
+
 def _pieces(documents: Iterable[str], lengths: NDArray[np.int64], random: np.random.Generator) -> list[str]:
     """One random stretch of each of at most `MOST` documents, evenly chosen among all."""
     split = [words for document in documents if len(words := document.split(" ")) >= _LEAST_WORDS]
@@ -77,6 +104,24 @@ def _documents() -> Iterator[str]:
                 path = Path(str(file.locate()))
                 if path.is_file():
                     yield path.read_text(encoding="utf-8", errors="ignore")
+
+
+def _installed(*suffixes: str, of: str | None = None) -> Iterator[str]:
+    """Files of installed distributions with these suffixes."""
+    for distribution in sorted(importlib.metadata.distributions(), key=lambda found: str(found.metadata["Name"])):
+        if of is not None and distribution.metadata["Name"] != of:
+            continue
+        for file in distribution.files or ():
+            path = Path(str(file.locate()))
+            if file.suffix in suffixes and path.is_file():
+                yield path.read_text(encoding="utf-8", errors="ignore")
+
+
+def _docstrings(source: str) -> str:
+    """What a module says of its functions and classes."""
+    documented = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+    found = (ast.get_docstring(node) for node in ast.walk(ast.parse(source)) if isinstance(node, documented))
+    return " ".join(text for text in found if text)
 
 
 def _code() -> Iterator[str]:

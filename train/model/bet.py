@@ -105,9 +105,11 @@ class BetForSequenceClassification(PreTrainedModel):
         loss = loss + _JOINT_WEIGHT * nn.functional.nll_loss(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def components(self, input_ids: Tensor, lengths: Tensor) -> BetComponents:
-        """Evidence, novelty and trunk logits of R texts, before calibration."""
-        evidence, streams, _ = self._read(input_ids, lengths)
+    def components(
+        self, input_ids: Tensor, lengths: Tensor, member: Tensor | None = None, member_bias: Tensor | None = None
+    ) -> BetComponents:
+        """Evidence, novelty and trunk logits of R texts, before calibration; for training texts by their member."""
+        evidence, streams, _ = self._read(input_ids, lengths, member, member_bias)
         return BetComponents(evidence.total, evidence.novelty, self._together(streams))
 
     def predict(self, input_ids: Tensor, lengths: Tensor) -> BetPrediction:
