@@ -50,11 +50,11 @@ def milliseconds(ways: Mapping[str, Answering], texts: Mapping[str, Ids]) -> dic
     """
     with TemporaryDirectory() as folder:
         sessions = {
-            name: _session(way, Path(folder) / f"{index}.onnx") for index, (name, way) in enumerate(ways.items())
+            name: open_session(way, Path(folder) / f"{index}.onnx") for index, (name, way) in enumerate(ways.items())
         }
     found: dict[str, dict[str, float]] = {name: {} for name in ways}
     for text, ids in texts.items():
-        feeds = {name: _feed(way, ids) for name, way in ways.items()}
+        feeds = {name: feed_of(way, ids) for name, way in ways.items()}
         times: dict[str, list[float]] = {name: [] for name in ways}
         for name, session in sessions.items():
             session.run(None, feeds[name])
@@ -69,14 +69,15 @@ def milliseconds(ways: Mapping[str, Answering], texts: Mapping[str, Ids]) -> dic
     return found
 
 
-def _session(way: Answering, path: Path) -> onnxruntime.InferenceSession:
+def open_session(way: Answering, path: Path) -> onnxruntime.InferenceSession:
+    """Export to `path`, for any number of tokens (of one text if padded), and open it on one thread."""
     plain = isinstance(way.spread, PlainTransformer)
     limit = int(way.spread.config.max_tokens)  # type: ignore[union-attr,arg-type]
     total, rows = torch.export.Dim("total", min=2, max=1 << 16), torch.export.Dim("rows", min=1, max=1 << 12)
     if plain:
-        example: tuple[Any, ...] = (torch.ones(3, 40, dtype=torch.int64), torch.ones(3, 40, dtype=torch.bool))
+        example: tuple[Any, ...] = (torch.ones(1, 40, dtype=torch.int64), torch.ones(1, 40, dtype=torch.bool))
         longest = torch.export.Dim("longest", min=2, max=limit)
-        shapes: Any = ({0: rows, 1: longest}, {0: rows, 1: longest})
+        shapes: Any = ({1: longest}, {1: longest})
     else:
         lengths = torch.tensor([[40], [30], [10]], dtype=torch.int32)
         example = (torch.arange(80, dtype=torch.int64) + 5, lengths)
@@ -100,7 +101,8 @@ def _session(way: Answering, path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _feed(way: Answering, ids: Ids) -> dict[str, Any]:
+def feed_of(way: Answering, ids: Ids) -> dict[str, Any]:
+    """One text as that graph takes it."""
     if isinstance(way.spread, PlainTransformer):
         return {"ids": ids[None], "mask": np.ones((1, len(ids)), bool)}
     return {"input_ids": ids, "lengths": np.array([[len(ids)]], np.int32)}

@@ -193,13 +193,14 @@ class GaussianProcess(LastLayer):
 
     def random_features(self, features: Tensor) -> Tensor:
         """[R, F] -> [R, 512], whose products approximate a Gaussian kernel (Rahimi & Recht 2007)."""
-        cosines: Tensor = torch.cos(features @ self.frequency + self.phase)
-        return (2 / _RANDOM_FEATURES) ** 0.5 * cosines
+        cosines: Tensor = (2 / _RANDOM_FEATURES) ** 0.5 * torch.cos(features @ self.frequency + self.phase)
+        return cosines
 
     def distance(self, features: Tensor) -> Tensor:
         """The variance."""
         random = self.random_features(features)
-        return ((random @ self.covariance) * random).sum(1) / self.unit
+        variance: Tensor = ((random @ self.covariance) * random).sum(1)
+        return variance / self.unit
 
 
 class _Heads:
