@@ -127,9 +127,8 @@ def place_evidence(model: BetForSequenceClassification, tables: EvidenceTables) 
     with torch.no_grad():
         model.evidence.unigram.copy_(torch.from_numpy(tables.unigram))
         model.evidence.bias.copy_(torch.from_numpy(tables.bias))
-        for n in HASHED:
-            getattr(model.evidence, f"fingerprint_{n}").copy_(torch.from_numpy(tables.fingerprints[n]))
-            getattr(model.evidence, f"evidence_{n}").copy_(torch.from_numpy(tables.tables[n]))
+        model.evidence.fingerprint.copy_(torch.from_numpy(np.concatenate([tables.fingerprints[n] for n in HASHED])))
+        model.evidence.ngram.copy_(torch.from_numpy(np.concatenate([tables.tables[n] for n in HASHED])))
 
 
 def _whole(folder: Path, what: str) -> bool:

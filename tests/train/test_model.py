@@ -151,7 +151,8 @@ def test_a_text_is_a_set_of_segments_that_know_their_place(lengths: list[int], c
         segments = segment(tokens, column(lengths), SEGMENT)
         other = torch.randperm(len(segments.row), generator=torch.Generator().manual_seed(seed))
         shuffled = segments._replace(
-            **{name: getattr(segments, name)[other] for name in segments._fields if name != "per_row"}
+            **{name: getattr(segments, name)[other] for name in segments._fields if name not in ("per_row", "member")},
+            member=segments.member[:, other],
         )
         for left, right in zip(
             model.trunk(segments, tokens, by_token), model.trunk(shuffled, tokens, by_token), strict=True

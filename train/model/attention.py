@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from train.model.dropout import ByteDropout
-from train.model.segments import Segments, sum_by_row
+from train.model.segments import Segments, take
 
 _MASKED = -1e4  # added to scores that must not count; small enough for half precision, large enough to vanish
 
@@ -45,14 +45,14 @@ class LocalBlock(GradientCheckpointingLayer):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x [S, c, width], mask [S, c] -> [S, c, width]."""
-        slots, c, width = x.shape
-        qkv = self.query_key_value(self.attention_norm(x)).reshape(slots, c, 3, self.heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        offset = torch.arange(c, device=x.device)
-        query, key = rotate(query, offset, self.rotary_base), rotate(key, offset, self.rotary_base)
+        _, c, width = x.shape
+        qkv = self.query_key_value(self.attention_norm(x)).reshape(-1, c, 3 * self.heads, width // self.heads)
+        turned, value = qkv.transpose(1, 2).split([2 * self.heads, self.heads], 1)
+        turned = rotate(turned, torch.arange(c, device=x.device), self.rotary_base)
+        query, key = turned.chunk(2, 1)
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
         scores = scores + (~mask)[:, None, None].to(x.dtype) * _MASKED
-        attended = (scores.softmax(-1) @ value).transpose(1, 2).reshape(slots, c, width)
+        attended = (scores.softmax(-1) @ value).transpose(1, 2).reshape(-1, c, width)
         x = x + self.dropout(self.output(attended))
         mixed: Tensor = x + self.dropout(self.down(nn.functional.gelu(self.up(self.feed_forward_norm(x)))))
         return mixed
@@ -113,45 +113,48 @@ class MartingaleAwareAttention(nn.Module):
             [R, K, width].
         """
         ranks = self.rank if ranks is None else ranks
-        slots, c, _ = x.shape
-        rows, heads = segments.per_row.shape[0], self.heads
-        key = self.key(x).reshape(slots, c, heads, -1).transpose(1, 2)
-        key = rotate(key, torch.arange(c, device=x.device), self.rotary_base)
-        value = self.value(x).reshape(slots, c, heads, -1).transpose(1, 2)
-        rank = ranks[segments.per_row[segments.row], :, segments.place]  # [S, K]
-        orders, e = rank.shape[1], value.shape[-1]
-        query = rotate(self.query[None, None], -(self.segment_length * rank)[..., None], self.rotary_base)  # [S,K,H,e]
-
-        scores = torch.einsum("skhe,shce->skhc", query, key) / math.sqrt(e)
-        return pool(scores, value, segments).reshape(rows, orders, heads * e)
+        _, c, width = x.shape
+        heads, e = self.heads, width // self.heads
+        key = rotate(self.key(x).reshape(-1, c, heads, e), torch.arange(c, device=x.device)[:, None], self.rotary_base)
+        value = self.value(x).reshape(-1, c, heads, e).transpose(1, 2)
+        # Ranks by (segments of the text, place); queries by rank: every entry of both is the same for all texts.
+        table, of_rank = ranks.transpose(1, 2), torch.arange(ranks.shape[2], device=x.device)
+        rank = take(
+            table.flatten(0, 1), take(segments.per_row, segments.row) * table.shape[1] + segments.place
+        )  # [S, K]
+        turned = rotate(self.query, -(self.segment_length * of_rank)[:, None], self.rotary_base)  # [N, H, e]
+        query = take(turned.flatten(1), rank).unflatten(-1, (heads, e)).transpose(1, 2)  # [S, H, K, e]
+        scores = query @ key.permute(0, 2, 3, 1) / math.sqrt(e)
+        return pool(scores, value, segments)
 
 
 def pool(scores: Tensor, value: Tensor, segments: Segments) -> Tensor:
     """Attention over all tokens of each text, whose softmax is joined over segments from partial sums.
 
     Args:
-        scores: [S, K, H, c], K queries for each of H heads.
+        scores: [S, H, K, c], K queries for each of H heads.
         value: [S, H, c, e].
         segments: which tokens count, and of which text they are.
 
     Returns:
-        [R, K, H, e]; zero for a text without tokens.
+        [R, K, H * e]; zero for a text without tokens.
     """
-    slots, queries, heads, _ = scores.shape
-    rows, e = segments.per_row.shape[0], value.shape[-1]
+    _, heads, queries, _ = scores.shape
+    e = value.shape[-1]
     present = segments.mask[:, None, None].to(scores.dtype)
     scores = scores + (1 - present) * _MASKED
-    peak = scores.amax(-1)  # [S, K, H]
+    peak = scores.amax(-1)  # [S, H, K]
     weight = (scores - peak[..., None]).exp() * present
-    partial = torch.einsum("skhc,shce->skhe", weight, value)
+    # A column of ones beside the values: the weights' sum comes with the weighted sum.
+    counted = torch.cat([value, torch.ones_like(value[..., :1])], -1)
+    partial = weight @ counted  # [S, H, K, e + 1]
 
-    where = segments.row[:, None].expand(slots, queries * heads)
-    peak = peak.reshape(slots, -1)
-    highest = torch.full((rows, queries * heads), torch.finfo(peak.dtype).min, dtype=peak.dtype, device=peak.device)
-    highest = highest.scatter_reduce(0, where, peak, "amax")
-    scale = (peak - highest[segments.row]).exp()
-    norm = sum_by_row(scale * weight.sum(-1).reshape(slots, -1), segments.row, rows)
-    scaled = partial * scale.reshape(slots, queries, heads, 1).to(partial.dtype)
-    total = sum_by_row(scaled.reshape(slots, -1), segments.row, rows).reshape(rows, queries, heads, e)
+    peak = peak.flatten(1)
+    lowest = torch.full_like(peak[:1], torch.finfo(peak.dtype).min).expand(segments.per_row.shape[0], -1)
+    where = segments.row[:, None].expand_as(peak)
+    highest = lowest.scatter_reduce(0, where, peak, "amax")
+    scale = (peak - take(highest, segments.row)).exp().unflatten(-1, (heads, queries, 1))
+    total = (segments.member.to(partial.dtype) @ (partial * scale).flatten(1)).unflatten(-1, (heads, queries, e + 1))
     # The clamp keeps a text without tokens finite; its neighbours never see it.
-    return total / norm.clamp(min=torch.finfo(norm.dtype).tiny).reshape(rows, queries, heads, 1)
+    read: Tensor = total[..., :e] / total[..., e:].clamp(min=torch.finfo(total.dtype).tiny)
+    return read.transpose(1, 2).flatten(2)

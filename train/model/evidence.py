@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from train.model.position import occurrence_weight
-from train.model.segments import FILL, Tokens, sum_by_row
+from train.model.segments import FILL, Tokens, sum_by_row, take
 
 HASH_PRIME = (1 << 40) - 87
 HASH_FACTORS = {
@@ -25,7 +25,9 @@ HASH_FACTORS = {
     3: (398712564481, 671209834157, 1034518276381),
 }
 HASHED = (2, 3)
-MAX_ROWS = 1 << 11  # texts of one batch: row, hash and weight share the 63 bits of a sort key as 11 + 40 + 12
+MAX_ROWS = (
+    1 << 11
+) // 3  # texts of one batch: text and n, hash, and weight share the 63 bits of a sort key: 11, 40, 12
 _WEIGHT_STEPS = 1 << 12  # above the largest weight in thousandths
 
 
@@ -40,20 +42,22 @@ class Evidence(NamedTuple):
 class SufficientStatsEncoder(nn.Module):
     """Weighted sum of the evidence of the distinct n-grams of each text, and its novelty.
 
-    Buffers: `bias` [L], `unigram` [V, L]; for n = 2, 3 `fingerprint_n` [M] int32 (-1: free slot), `evidence_n` [M, L].
+    Buffers: `bias` [L], `unigram` [V, L]; for n = 2, then 3, `fingerprint` [2 M] int32 (-1: free slot) and
+    `ngram` [2 M, L].
     """
 
     unigram: Tensor
     bias: Tensor
+    fingerprint: Tensor
+    ngram: Tensor
 
     def __init__(self, vocab_size: int, slots: int, columns: int, unk_token_id: int) -> None:
         super().__init__()
         self.slots, self.unk_token_id = slots, unk_token_id
         self.register_buffer("unigram", torch.zeros(vocab_size, columns))
         self.register_buffer("bias", torch.zeros(columns))
-        for n in HASHED:
-            self.register_buffer(f"fingerprint_{n}", torch.full((slots,), -1, dtype=torch.int32))
-            self.register_buffer(f"evidence_{n}", torch.zeros(slots, columns))
+        self.register_buffer("fingerprint", torch.full((len(HASHED) * slots,), -1, dtype=torch.int32))
+        self.register_buffer("ngram", torch.zeros(len(HASHED) * slots, columns))
 
     def forward(self, tokens: Tokens, member: Tensor | None = None, member_bias: Tensor | None = None) -> Evidence:
         """Read the evidence of R texts.
@@ -64,42 +68,33 @@ class SufficientStatsEncoder(nn.Module):
                 tables: in training, that of the member that never saw the text.
             member_bias: [R, L], that member's intercept.
         """
-        rows = tokens.lengths.shape[0]
-        length = tokens.lengths[tokens.row]
-        total = self.bias.expand(rows, -1) if member_bias is None else member_bias
-        by_token, novelty = [], []
-        for n, factors in HASH_FACTORS.items():
-            hashed, whole, foreign = _hashes(tokens, factors, self.unk_token_id)
-            weight = occurrence_weight(tokens.place, (length - n - tokens.place).clamp(min=0), length)
-            if member is None:
-                value, known = self._look_up(n, hashed)
-                known = known & ~foreign
-            else:
-                value, known = member[:, n - 1], whole
-            value = value * (known & whole)[:, None].to(value.dtype)
-            weighted = value * weight[:, None]
-            by_token.append(weighted)
-            order, row, heaviest = _at_heaviest_place(hashed, whole, tokens.row, weight)
-            chosen = weighted[order] * heaviest[:, None].to(value.dtype)
-            if n in HASHED and member is None:
-                counts = torch.stack([heaviest & ~known[order], heaviest], 1).to(value.dtype)
-                summed = sum_by_row(torch.cat([chosen, counts], 1), row, rows)
-                unseen, distinct = summed[:, -2], summed[:, -1]
-                novelty.append(novelty_of(unseen, distinct))
-                total = total + summed[:, :-2]
-            else:
-                total = total + sum_by_row(chosen, row, rows)
-        unknown = [torch.zeros_like(total[:, 0])] * len(HASHED)
-        return Evidence(total, torch.stack(novelty or unknown, 1), torch.stack(by_token, 1))
+        rows, columns = tokens.lengths.shape[0], self.bias.shape[0]
+        hashed, whole, foreign = _hashes(tokens, self.unk_token_id)
+        length = take(tokens.lengths, tokens.row)
+        n = torch.arange(1, len(HASH_FACTORS) + 1, device=length.device)[:, None]
+        weight = occurrence_weight(tokens.place, (length - n - tokens.place).clamp(min=0), length)  # [3, T]
+        if member is None:
+            value, known = self._look_up(hashed)
+            known = known & whole & ~foreign
+        else:
+            value, known = member.transpose(0, 1), whole
+        weighted = value * (weight * known.to(weight.dtype))[..., None]  # [3, T, L]
+        order, group, heaviest = _at_heaviest_place(hashed, whole, tokens.row, weight)
+        counts = torch.stack([whole & ~known, whole], -1).to(weighted.dtype)
+        each = take(torch.cat([weighted, counts], -1).flatten(0, 1), order) * heaviest[:, None].to(weighted.dtype)
+        sums = sum_by_row(each, group, rows * len(HASH_FACTORS)).unflatten(0, (-1, len(HASH_FACTORS)))  # [R, 3, L + 2]
+        evidence, unseen, distinct = sums.split([columns, 1, 1], -1)
+        total = (self.bias if member_bias is None else member_bias) + evidence.sum(1)
+        return Evidence(total, novelty_of(unseen[:, 1:, 0], distinct[:, 1:, 0]), weighted.transpose(0, 1))
 
-    def _look_up(self, n: int, hashed: Tensor) -> tuple[Tensor, Tensor]:
-        """Evidence [T, L] of each n-gram, and whether training knew it [T]."""
-        if n not in HASHED:
-            return self.unigram[hashed], torch.ones_like(hashed, dtype=torch.bool)
-        slot = hashed % self.slots
+    def _look_up(self, hashed: Tensor) -> tuple[Tensor, Tensor]:
+        """Evidence [3, T, L] of each n-gram, and whether training knew it [3, T]."""
+        first = torch.arange(len(HASHED), device=hashed.device)[:, None] * self.slots
+        slot = hashed[1:] % self.slots
         # Never `hashed // slots`: exported, the division of 64-bit integers runs in float32 and real text is wrong.
-        owner = getattr(self, f"fingerprint_{n}")[slot].to(torch.int64) * self.slots + slot
-        return getattr(self, f"evidence_{n}")[slot], owner == hashed
+        owner = take(self.fingerprint, slot + first).to(torch.int64) * self.slots + slot
+        value = torch.cat([take(self.unigram, hashed[:1]), take(self.ngram, slot + first)])
+        return value, torch.cat([torch.ones_like(owner[:1], dtype=torch.bool), owner == hashed[1:]])
 
 
 def novelty_of(unseen: Tensor, distinct: Tensor) -> Tensor:
@@ -112,34 +107,37 @@ def novelty_of(unseen: Tensor, distinct: Tensor) -> Tensor:
     return n.sqrt() * (unseen / n) ** 4
 
 
-def _hashes(tokens: Tokens, factors: tuple[int, ...], unknown: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Hash of the n-gram that starts at each token, whether it lies within one text, and whether it is surely unseen.
+def _hashes(tokens: Tokens, unknown: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the n-gram that starts at each token: its hash, whether it lies within one text, and whether it is foreign.
 
-    With an unknown token in it, it is another one at every place, or a text in another script would hold just one.
+    Each [3, T], for n = 1, 2, 3. With an unknown token in it, an n-gram is another one at every place, or a text in
+    another script would hold just one; what is learnt of the unknown token itself is known.
     """
-    n, total = len(factors), tokens.ids.shape[0]
-    beyond = torch.full_like(tokens.ids[:1], FILL).expand(n - 1)
+    longest, total, device = len(HASH_FACTORS), tokens.ids.shape[0], tokens.ids.device
+    beyond = torch.full_like(tokens.ids[:1], FILL).expand(longest - 1)
     ids, row = torch.cat([tokens.ids, beyond]), torch.cat([tokens.row, beyond])
-    hashed = torch.zeros_like(tokens.ids)
-    whole, foreign = tokens.ids >= 0, torch.zeros_like(tokens.ids, dtype=torch.bool)
-    for j, factor in enumerate(factors):
-        part = ids[j : total + j]
-        hashed = hashed + part.clamp(min=0) * factor
-        whole = whole & (part >= 0) & (row[j : total + j] == tokens.row)
-        foreign = foreign | (part == unknown)
-    if n == 1:  # what is learnt of the unknown token itself is known
-        foreign = torch.zeros_like(foreign)
-    return torch.where(foreign, tokens.place.clamp(min=0), hashed % HASH_PRIME), whole, foreign
+    part = torch.stack([ids[j : total + j] for j in range(longest)])  # [3, T], the n-gram's tokens
+    own = torch.stack([row[j : total + j] for j in range(longest)]) == tokens.row
+    factors = torch.tensor([[*f, *[0] * (longest - n)] for n, f in HASH_FACTORS.items()], device=device)
+    hashed = (part.clamp(min=0) * factors[..., None]).sum(1) % HASH_PRIME
+    n = torch.arange(1, longest + 1, device=device)[:, None]
+    whole = ((part >= 0) & own).to(torch.int64).cumsum(0) == n
+    foreign = ((part == unknown).to(torch.int64).cumsum(0) > 0) & (n > 1)
+    return torch.where(foreign, tokens.place.clamp(min=0), hashed), whole, foreign
 
 
-def _at_heaviest_place(hashed: Tensor, valid: Tensor, row: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort n-grams by text, hash and weight, and mark the last of each run: (order, row, is it), each [T].
+def _at_heaviest_place(hashed: Tensor, whole: Tensor, row: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort all n-grams [3, T] by text, n, hash and weight, and mark the last of each run.
 
-    One sort serves all texts: the text's number stands above the 40 bits of the hash, the weight in thousandths below.
+    Returns:
+        order (into 3 T), group (3 row + n - 1), and whether it is the heaviest of its kind; each [3 T]. One sort serves
+        all: the group's number stands above the 40 bits of the hash, the weight in thousandths below.
     """
-    steps = torch.round(weight * 1000).to(torch.int64)
-    key = (row * (1 << 40) + hashed) * _WEIGHT_STEPS + steps
-    combined, order = torch.sort(torch.where(valid, key, torch.full_like(key, -1)))
-    key, row, valid = hashed[order], row[order], combined >= 0
-    differs = (key[1:] != key[:-1]) | (row[1:] != row[:-1]) | ~valid[:-1]
-    return order, row, valid & torch.cat([differs, torch.ones_like(valid[:1])])
+    n = torch.arange(len(HASH_FACTORS), device=row.device)[:, None]
+    group = row * len(HASH_FACTORS) + n
+    kind = group * (1 << 40) + hashed
+    key = kind * _WEIGHT_STEPS + torch.round(weight * 1000).to(torch.int64)
+    combined, order = torch.sort(torch.where(whole, key, -1).flatten())
+    kind = take(kind.flatten(), order)
+    differs = torch.cat([kind[1:] != kind[:-1], torch.ones_like(whole[0, :1])])
+    return order, take(group.flatten(), order), (combined >= 0) & differs

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 FEATURES = 8
+_TO_END = [1 / 6, 1 / 16, 1 / 48, 1 / 128, 0.0, 0.0]  # a token: how fast nearness to the end fades, at four scales
+_FROM_START = [0.0, 0.0, 0.0, 0.0, 1 / 8, 1 / 32]
 _FADE = 64.0  # tokens of a text at which half of the weighting applies; snippets of 20 tokens keep three quarters flat
 
 
@@ -42,6 +44,6 @@ def position_features(place: Tensor, length: Tensor) -> Tensor:
     t = place.to(torch.float32)
     n = length.to(torch.float32).clamp(min=1).expand_as(t)
     end = (n - 1 - t).clamp(min=0)
-    decays = [torch.exp(-end / scale) for scale in (6.0, 16.0, 48.0, 128.0)]
-    decays += [torch.exp(-t / scale) for scale in (8.0, 32.0)]
-    return torch.stack([t / n - 0.5, *decays, torch.log(n) / 2 - 2.5], -1)
+    to_end, from_start = (torch.tensor(rates, device=t.device) for rates in (_TO_END, _FROM_START))
+    decays = torch.exp(-(end[..., None] * to_end + t[..., None] * from_start))
+    return torch.cat([(t / n - 0.5)[..., None], decays, (torch.log(n) / 2 - 2.5)[..., None]], -1)

@@ -39,13 +39,12 @@ def digamma(x: Tensor) -> Tensor:
 
     ONNX has no such operator. The error is below 1e-6 in float32.
     """
-    shift = torch.zeros_like(x)
-    for i in range(6):
-        shift = shift - 1.0 / (x + i)
+    steps = torch.arange(6, device=x.device, dtype=x.dtype)
+    shift = (1.0 / (x[..., None] + steps)).sum(-1)
     x = x + 6.0
     inverse = 1.0 / (x * x)
     series = inverse * (1 / 12.0 - inverse * (1 / 120.0 - inverse / 252.0))
-    return shift + torch.log(x) - 0.5 / x - series
+    return torch.log(x) - 0.5 / x - series - shift
 
 
 def normal_nodes(columns: int, nodes: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -103,7 +102,8 @@ class Posterior(nn.Module):
         strength = ((p * (1 - p)).sum(-1) / spread - 1).clamp(*_CONCENTRATION_RANGE)
         concentration = strength[:, None] * p
         total = -(p * p.log()).sum(-1)
-        aleatoric = digamma(strength + 1) - (p * digamma(concentration + 1)).sum(-1)
+        grown = digamma(torch.cat([concentration, strength[:, None]], 1) + 1)
+        aleatoric = grown[:, -1] - (p * grown[:, :-1]).sum(-1)
         aleatoric = torch.minimum(aleatoric, total)
         top = p.argmax(-1)[:, None, None].expand(-1, by_order.shape[1], 1)
         chosen = by_order.gather(-1, top)[..., 0]  # [R, K]

@@ -38,6 +38,7 @@ class Segments(NamedTuple):
     row: Tensor  # [S] int64, the text of each slot
     place: Tensor  # [S] int64, place of the slot within its text
     per_row: Tensor  # [R] int64, segments of each text, at least 1
+    member: Tensor  # [R, S] float32, 1 where the slot is one of the text's: sums over a text are a product with it
 
 
 def read_tokens(input_ids: Tensor, lengths: Tensor, *, max_length: int, vocab_size: int) -> Tokens:
@@ -57,8 +58,8 @@ def read_tokens(input_ids: Tensor, lengths: Tensor, *, max_length: int, vocab_si
     ends = torch.cumsum(width, 0)
     position = torch.arange(input_ids.shape[0], device=input_ids.device)
     row = (position[:, None] >= ends[None, :]).sum(1).clamp(max=width.shape[0] - 1)
-    place = position - (ends - width)[row]
-    counts = (input_ids >= 0) & (input_ids < vocab_size) & (place < torch.clamp(width, max=max_length)[row])
+    place = position - take(ends - width, row)
+    counts = (input_ids >= 0) & (input_ids < vocab_size) & (place < take(torch.clamp(width, max=max_length), row))
     ids = torch.where(counts, input_ids, FILL)
     true = torch.zeros_like(width).scatter_add(0, row, counts.to(torch.int64))
     return Tokens(ids, row, place, true)
@@ -81,14 +82,21 @@ def segment(tokens: Tokens, input_lengths: Tensor, c: int) -> Segments:
     # T // c + R slots always suffice: a text needs at most one segment beyond its full ones. The surplus is masked.
     slot = torch.arange(total // c + rows, device=device)
     row = (slot[:, None] >= last[None, :]).sum(1).clamp(max=rows - 1)
-    index = slot - (last - count)[row]
+    index = slot - take(last - count, row)
     offset = index[:, None] * c + torch.arange(c, device=device)[None, :]
-    mask = offset < tokens.lengths[row][:, None]
-    token = (start[row][:, None] + offset).clamp(max=total - 1)
-    ids = tokens.ids[token]
+    mask = offset < take(tokens.lengths, row)[:, None]
+    token = (take(start, row)[:, None] + offset).clamp(max=total - 1)
+    ids = take(tokens.ids, token)
     mask = mask & (ids >= 0)
-    place = torch.minimum(index, count[row] - 1)
-    return Segments(torch.where(mask, ids, 0), mask, token, offset, row, place, count)
+    place = torch.minimum(index, take(count, row) - 1)
+    member = (row[None, :] == torch.arange(rows, device=device)[:, None]).to(torch.float32)
+    return Segments(torch.where(mask, ids, 0), mask, token, offset, row, place, count, member)
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """`values[index]` along the first axis, index [N, ...] int64: one node of a graph, where indexing becomes five."""
+    taken = values.index_select(0, index.reshape(-1))
+    return taken if index.ndim == 1 else taken.reshape(-1, *index.shape[1:], *values.shape[1:])
 
 
 def sum_by_row(values: Tensor, row: Tensor, rows: int) -> Tensor:

@@ -18,7 +18,7 @@ from train.model.config import BetConfig
 from train.model.dropout import ByteDropout
 from train.model.position import FEATURES, position_features
 from train.model.pretrained import PretrainedEncoder
-from train.model.segments import Segments, Tokens, sum_by_row
+from train.model.segments import Segments, Tokens, take
 
 _PROJECTED, _COUNTED = 16, 2  # moments of 16 projections and 2 soft counts of the hidden states
 _COVERING = 6  # n-grams up to 3 that cover a token: 1 + 2 + 3
@@ -97,18 +97,18 @@ class Summary(nn.Module):
 
     def forward(self, x: Tensor, segments: Segments, lengths: Tensor) -> Tensor:
         """Hidden states [S, c, width] and lengths [R] -> logits [R, L]."""
-        rows = lengths.shape[0]
         mask = segments.mask[..., None].to(x.dtype)
+        present, member = mask[:, 0], segments.member.to(x.dtype)
         n = lengths.to(x.dtype).clamp(min=1)[:, None]
-        z = self.moments(x)
-        mean = sum_by_row((z * mask).sum(1), segments.row, rows) / n
-        square = ((z - mean[segments.row][:, None]) ** 2 * mask).sum(1)
-        deviation = (sum_by_row(square, segments.row, rows) / n + 1e-6).sqrt()
-        counts = sum_by_row((nn.functional.softplus(self.counts(x)) * mask).sum(1), segments.row, rows)
-        statistics = torch.cat([mean, deviation, torch.log1p(counts), torch.log(n) / 2 - 2.5], -1)
+        z, soft = self.moments(x), nn.functional.softplus(self.counts(x))
         of_segment = (x * mask).sum(1) / mask.sum(1).clamp(min=1)
-        present = segments.mask[:, :1].to(x.dtype)
-        votes = sum_by_row(torch.tanh(self.vote(self.dropout(of_segment))) * present, segments.row, rows)
+        vote = torch.tanh(self.vote(self.dropout(of_segment))) * present
+        sums = member @ torch.cat([(torch.cat([z, soft], -1) * mask).sum(1), vote], -1)
+        total, counts, votes = sums.split([_PROJECTED, _COUNTED, vote.shape[-1]], -1)
+        mean = total / n
+        square = ((z - take(mean, segments.row)[:, None]) ** 2 * mask).sum(1)
+        deviation = (member @ square / n + 1e-6).sqrt()
+        statistics = torch.cat([mean, deviation, torch.log1p(counts), torch.log(n) / 2 - 2.5], -1)
         logits: Tensor = self.from_statistics(statistics) + self.log_vote_scale.exp() * 0.5 * votes
         return logits
 
@@ -168,20 +168,18 @@ class EvidenceStream(nn.Module):
 
     def forward(self, x: Tensor, by_token: Tensor, position: Tensor, segments: Segments, tokens: Tokens) -> Tensor:
         """Hidden states [S, c, width], evidence [T, 3, L], position features [S, c, 8] -> logits [R, L]."""
-        slots, c, _ = x.shape
-        rows = tokens.lengths.shape[0]
-        covering = (covering_evidence(by_token)[segments.token] * self.scale).reshape(slots, c, -1)
-        own = by_token.sum(1)[segments.token]  # [S, c, L]
-        placed = (position[..., None] * own[..., None, :] * self.scale).reshape(slots, c, -1)
+        covering = take(covering_evidence(by_token).flatten(1) * self.scale, segments.token)  # [S, c, 6 L]
+        own = take(by_token.sum(1), segments.token)  # [S, c, L]
+        placed = (position[..., None] * own[..., None, :] * self.scale).flatten(2)
         y = self.project_in(self.dropout(x))
         y = y + self.evidence(self.feature_dropout(torch.cat([covering, covering.abs()], -1)))
         y = y + self.position(torch.cat([position, placed], -1))
         y = self.norm(self.block(y, segments.mask))
-        value = self.value(y).reshape(slots, c, self.heads, -1).transpose(1, 2)
-        read = pool(self.score(y).transpose(1, 2)[:, None], value, segments).reshape(rows, -1)
+        value = self.value(y).unflatten(-1, (self.heads, y.shape[-1] // self.heads)).transpose(1, 2)
+        read = pool(self.score(y).transpose(1, 2)[:, :, None], value, segments)[:, 0]
         logits = self.from_readout(self.dropout(self.readout_norm(read))) + self.summary(y, segments, tokens.lengths)
         corrected = (self.gate(y) * own * segments.mask[..., None].to(y.dtype)).sum(1)
-        joined: Tensor = logits + sum_by_row(corrected, segments.row, rows)
+        joined: Tensor = logits + segments.member.to(y.dtype) @ corrected
         return joined
 
 
@@ -212,7 +210,7 @@ class Trunk(nn.Module):
 
     def forward(self, segments: Segments, tokens: Tokens, by_token: Tensor) -> Streams:
         """Segments of R texts, their tokens, and the evidence at each [T, 3, L] -> Streams."""
-        position = position_features(segments.offset, tokens.lengths[segments.row][:, None])
+        position = position_features(segments.offset, take(tokens.lengths, segments.row)[:, None])
         x = self.encoder(self._with_unknowns(segments), segments.mask, position)
         words = self.words(x, segments, tokens.lengths)
         return Streams(words, self.evidence(x, by_token, position, segments, tokens))
