@@ -28,7 +28,7 @@ from train.model.debiasing import Harmonics, PositionalDebiasing, mean_profile
 from train.model.loss import MDLRegularizedLoss
 from train.model.position import position_features
 from train.model.posterior import Posterior, Predictive
-from train.model.segments import segment
+from train.model.segments import Segments, segment
 from train.prediction import Ids, components_of, pack, token_batches
 from train.tokenizer import encode
 from train.unfamiliar import unfamiliar_texts
@@ -195,20 +195,18 @@ def _without(model: BetForSequenceClassification, scale: int) -> BetForSequenceC
 class _Debiased(torch.nn.Module):
     """An encoder whose hidden states lose the harmonics that were found in them."""
 
-    def __init__(self, encoder: torch.nn.Module, debiasing: PositionalDebiasing, place: list[Tensor]) -> None:
+    def __init__(self, encoder: torch.nn.Module, debiasing: PositionalDebiasing) -> None:
         super().__init__()
-        self.encoder, self.debiasing, self.place = encoder, debiasing, place
+        self.encoder, self.debiasing = encoder, debiasing
 
-    def forward(self, ids: Tensor, mask: Tensor, position: Tensor) -> Tensor:
-        hidden: Tensor = self.debiasing(self.encoder(ids, mask, position), self.place[0])
+    def forward(self, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
+        hidden: Tensor = self.debiasing(self.encoder(ids, position, segments), segments.offset.flatten())
         return hidden
 
 
 def _debiased(model: BetForSequenceClassification, debiasing: PositionalDebiasing) -> BetForSequenceClassification:
     other = copy.deepcopy(model)
-    place: list[Tensor] = []
-    other.trunk.encoder = _Debiased(other.trunk.encoder, debiasing, place)  # type: ignore[assignment]
-    other.trunk.register_forward_pre_hook(lambda _, inputs: place.__setitem__(slice(None), [inputs[0].offset]))
+    other.trunk.encoder = _Debiased(other.trunk.encoder, debiasing)  # type: ignore[assignment]
     return other
 
 
@@ -222,8 +220,8 @@ def _harmonics(model: BetForSequenceClassification, documents: list[Ids]) -> tup
         tokens = model.read_tokens(ids, lengths)
         segments = segment(tokens, lengths, model.config.segment_length)
         position = position_features(segments.offset, tokens.lengths[segments.row][:, None])
-        hidden = model.trunk.encoder(segments.ids, segments.mask, position)
-        mean, counted = mean_profile(hidden, segments.offset, segments.mask, length)
+        hidden = model.trunk.encoder(segments.ids, position, segments)
+        mean, counted = mean_profile(hidden, segments.offset.flatten(), segments.mask.flatten(), length)
         total, counts = total + mean * counted[:, None], counts + counted
     seen = int((counts >= counts.max() / 20).sum())  # far positions are those of few texts
     debiasing = PositionalDebiasing(width)

@@ -109,7 +109,7 @@ def ngrams_at_tokens(documents: list[Ids], n: int, unknown: int) -> Occurrences:
     first = np.flatnonzero(owner[:count] == owner[n - 1 :])
     length = lengths[owner[first]]
     place = first - (np.cumsum(lengths) - lengths)[owner[first]]
-    weight = occurrence_weight(*(torch.from_numpy(x) for x in (place, length - n - place, length)))
+    weight = occurrence_weight(*(torch.from_numpy(x) for x in (place, length - n - place, length))) / 1000
     named = np.where(foreign[first], place, hashed[first] % HASH_PRIME)
     return Occurrences(first, named, weight.numpy(), foreign[first])
 

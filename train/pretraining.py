@@ -65,7 +65,7 @@ class HiddenTokens(nn.Module):
         shown = torch.rand(ids.shape, device=ids.device) < _KEPT
         seen = torch.where(hidden & ~shown, self.config.unk_token_id, ids)
         position = position_features(segments.offset, tokens.lengths[segments.row][:, None])
-        predicted = self.to_embedding(self.encoder(seen, mask, position)[hidden])
+        predicted = self.to_embedding(self.encoder(seen, position, segments)[hidden.flatten()])
         target = ids[hidden]
         drawn = torch.searchsorted(self.cumulative, torch.rand(self.negatives, device=ids.device))
         candidates = torch.cat([target, drawn.clamp(max=len(self.bias) - 1)]).unique()

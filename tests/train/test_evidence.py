@@ -106,7 +106,7 @@ def test_distinct_ngrams_are_those_of_a_set(texts: list[list[int]], n: int) -> N
     for i, text in enumerate(texts):
         length = torch.tensor(len(text))
         for j in range(len(text) - n + 1):
-            weight = occurrence_weight(torch.tensor(j), torch.tensor(len(text) - n - j), length).item()
+            weight = occurrence_weight(torch.tensor(j), torch.tensor(len(text) - n - j), length).item() / 1000
             key = (i, tuple(text[j : j + n]))
             expected[key] = max(expected.get(key, 0.0), weight)
     assert len(found.hashed) == len(expected)

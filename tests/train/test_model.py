@@ -63,7 +63,7 @@ def full_passes(model: BetForSequenceClassification, text: Tensor) -> Tensor:
     same = own_segment[:, None] == own_segment[None]
     placed = position_features(position, torch.tensor(len(text)))
     x = (encoder.project_in(encoder.embedding(text)) + encoder.position(placed))[None]
-    x = torch.cat([encoder.convolution(s, torch.ones(s.shape[:2], dtype=torch.bool)) for s in x.split(SEGMENT, 1)], 1)
+    x = torch.cat([encoder.convolution(s, torch.ones(1, len(s), dtype=torch.bool)) for s in x[0].split(SEGMENT)])[None]
     for block in encoder.blocks:
         qkv = block.query_key_value(block.attention_norm(x)).reshape(1, len(text), 3, block.heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
@@ -92,7 +92,7 @@ def test_the_packed_read_out_equals_k_full_passes(lengths: list[int]) -> None:
         tokens = model.read_tokens(torch.cat(texts), column(lengths))
         segments = segment(tokens, column(lengths), SEGMENT)
         position = position_features(segments.offset, tokens.lengths[segments.row][:, None])
-        packed = model.trunk.words.readout(model.trunk.encoder(segments.ids, segments.mask, position), segments)
+        packed = model.trunk.words.readout(model.trunk.encoder(segments.ids, position, segments), segments)
         for row, text in enumerate(texts):
             torch.testing.assert_close(packed[row], full_passes(model, text), atol=2e-5, rtol=1e-4)
 
@@ -165,7 +165,7 @@ def test_a_text_is_a_set_of_segments_that_know_their_place(lengths: list[int], c
 def test_evidence_covers_the_tokens_of_its_own_text(lengths: list[int]) -> None:
     tokens = MODELS[2].read_tokens(torch.cat(draw_texts(lengths)), column(lengths))
     with torch.no_grad():
-        covering = covering_evidence(tokens_left(tokens))
+        covering = covering_evidence(tokens_left(tokens)).unflatten(1, (6, -1))
     start = 0
     for length in lengths:
         reach = covering[start : start + length, :, 0]

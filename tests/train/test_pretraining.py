@@ -69,7 +69,7 @@ def probed(of: BetForSequenceClassification) -> float:
     hidden = segments.mask & (torch.rand(segments.ids.shape, generator=torch.Generator().manual_seed(0)) < 0.2)
     position = position_features(segments.offset, tokens.lengths[segments.row][:, None])
     with torch.no_grad():
-        states = of.trunk.encoder(torch.where(hidden, 1, segments.ids), segments.mask, position)[hidden]
+        states = of.trunk.encoder(torch.where(hidden, 1, segments.ids), position, segments)[hidden.flatten()]
     probe = torch.nn.Linear(16, WORDS + 2)
     optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=50)
 

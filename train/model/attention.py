@@ -17,19 +17,35 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from train.model.dropout import ByteDropout
+from train.model.reading import Pool, hide_fill, read_texts
 from train.model.segments import Segments, take
-
-_MASKED = -1e4  # added to scores that must not count; small enough for half precision, large enough to vanish
 
 
 def rotate(x: Tensor, position: Tensor, base: float) -> Tensor:
     """Rotary embedding of `x` [..., e] at `position` (broadcastable to x.shape[:-1]); negative positions turn back."""
     e = x.shape[-1]
     frequency = base ** (-torch.arange(0, e, 2, device=x.device, dtype=torch.float32) / e)
-    angle = position[..., None].to(torch.float32) * frequency
+    angle = position[..., None].to(torch.float32) * torch.cat([frequency, frequency])
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    u, v = x.chunk(2, -1)
-    return torch.cat([u * cos - v * sin, u * sin + v * cos], -1)
+    # (u, v) -> (-v, u) as a product: one node of a graph instead of four.
+    quarter = torch.eye(e, device=x.device, dtype=x.dtype).roll(e // 2, 1)
+    quarter = torch.cat([quarter[: e // 2], -quarter[e // 2 :]])
+    return x * cos + (x @ quarter) * sin
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The exact GELU; in a graph written as ONNX Runtime knows it, and replaces it by one kernel."""
+    if torch.compiler.is_exporting():
+        return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+    return nn.functional.gelu(x)
+
+
+def together(x: Tensor, segments: Segments, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """Several linear layers of one input as one product: flat x [S * c, in] -> [S, c, out] for each."""
+    weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+    found = nn.functional.linear(x, weight, bias).reshape(-1, segments.mask.shape[1], weight.shape[0])
+    parts: tuple[Tensor, ...] = found.split([layer.out_features for layer in layers], -1)
+    return parts
 
 
 class LocalBlock(GradientCheckpointingLayer):
@@ -43,18 +59,16 @@ class LocalBlock(GradientCheckpointingLayer):
         self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = ByteDropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [S, c, width], mask [S, c] -> [S, c, width]."""
-        _, c, width = x.shape
+    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        """Flat hidden states [S * c, width] -> the same."""
+        c, width = segments.mask.shape[1], x.shape[1]
         qkv = self.query_key_value(self.attention_norm(x)).reshape(-1, c, 3 * self.heads, width // self.heads)
         turned, value = qkv.transpose(1, 2).split([2 * self.heads, self.heads], 1)
         turned = rotate(turned, torch.arange(c, device=x.device), self.rotary_base)
         query, key = turned.chunk(2, 1)
-        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        scores = scores + (~mask)[:, None, None].to(x.dtype) * _MASKED
-        attended = (scores.softmax(-1) @ value).transpose(1, 2).reshape(-1, c, width)
-        x = x + self.dropout(self.output(attended))
-        mixed: Tensor = x + self.dropout(self.down(nn.functional.gelu(self.up(self.feed_forward_norm(x)))))
+        scores = hide_fill(query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]), segments)
+        x = x + self.dropout(self.output((scores.softmax(-1) @ value).transpose(1, 2).reshape(-1, width)))
+        mixed: Tensor = x + self.dropout(self.down(gelu(self.up(self.feed_forward_norm(x)))))
         return mixed
 
 
@@ -101,60 +115,22 @@ class MartingaleAwareAttention(nn.Module):
         own = torch.arange(segments, device=self.rank.device)[None] / segments
         return rank_table(torch.cat([own, torch.rand(orders - 1, segments, device=self.rank.device)]))
 
-    def forward(self, x: Tensor, segments: Segments, ranks: Tensor | None = None) -> Tensor:
-        """Read every text out.
+    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        """Hidden states [S * c, width] -> what the queries read of R texts under the fixed orders [R, K, width]."""
+        key, value = together(x, segments, self.key, self.value)
+        (read,), _ = read_texts([self.pool(key, value, segments)], key[:, 0, :0], segments)
+        return read
 
-        Args:
-            x: [S, c, width], hidden states of the trunk.
-            segments: where they belong.
-            ranks: [N+1, K, N], orders to use instead of the fixed ones.
-
-        Returns:
-            [R, K, width].
-        """
+    def pool(self, key: Tensor, value: Tensor, segments: Segments, ranks: Tensor | None = None) -> Pool:
+        """Keys and values [S, c, width] -> the attention of K queries; `ranks` [N+1, K, N] replace the fixed orders."""
         ranks = self.rank if ranks is None else ranks
-        _, c, width = x.shape
-        heads, e = self.heads, width // self.heads
-        key = rotate(self.key(x).reshape(-1, c, heads, e), torch.arange(c, device=x.device)[:, None], self.rotary_base)
-        value = self.value(x).reshape(-1, c, heads, e).transpose(1, 2)
+        c, heads, e = key.shape[1], self.heads, key.shape[2] // self.heads
+        key, value = (part.unflatten(-1, (heads, e)) for part in (key, value))
+        key = rotate(key, torch.arange(c, device=key.device)[:, None], self.rotary_base)
         # Ranks by (segments of the text, place); queries by rank: every entry of both is the same for all texts.
-        table, of_rank = ranks.transpose(1, 2), torch.arange(ranks.shape[2], device=x.device)
-        rank = take(
-            table.flatten(0, 1), take(segments.per_row, segments.row) * table.shape[1] + segments.place
-        )  # [S, K]
+        table, of_rank = ranks.transpose(1, 2), torch.arange(ranks.shape[2], device=key.device)
         turned = rotate(self.query, -(self.segment_length * of_rank)[:, None], self.rotary_base)  # [N, H, e]
+        entry = take(segments.per_row, segments.row) * table.shape[1] + segments.place
+        rank = take(table.flatten(0, 1), entry.clamp(max=table.shape[0] * table.shape[1] - 1))  # [S, K]
         query = take(turned.flatten(1), rank).unflatten(-1, (heads, e)).transpose(1, 2)  # [S, H, K, e]
-        scores = query @ key.permute(0, 2, 3, 1) / math.sqrt(e)
-        return pool(scores, value, segments)
-
-
-def pool(scores: Tensor, value: Tensor, segments: Segments) -> Tensor:
-    """Attention over all tokens of each text, whose softmax is joined over segments from partial sums.
-
-    Args:
-        scores: [S, H, K, c], K queries for each of H heads.
-        value: [S, H, c, e].
-        segments: which tokens count, and of which text they are.
-
-    Returns:
-        [R, K, H * e]; zero for a text without tokens.
-    """
-    _, heads, queries, _ = scores.shape
-    e = value.shape[-1]
-    present = segments.mask[:, None, None].to(scores.dtype)
-    scores = scores + (1 - present) * _MASKED
-    peak = scores.amax(-1)  # [S, H, K]
-    weight = (scores - peak[..., None]).exp() * present
-    # A column of ones beside the values: the weights' sum comes with the weighted sum.
-    counted = torch.cat([value, torch.ones_like(value[..., :1])], -1)
-    partial = weight @ counted  # [S, H, K, e + 1]
-
-    peak = peak.flatten(1)
-    lowest = torch.full_like(peak[:1], torch.finfo(peak.dtype).min).expand(segments.per_row.shape[0], -1)
-    where = segments.row[:, None].expand_as(peak)
-    highest = lowest.scatter_reduce(0, where, peak, "amax")
-    scale = (peak - take(highest, segments.row)).exp().unflatten(-1, (heads, queries, 1))
-    total = (segments.member.to(partial.dtype) @ (partial * scale).flatten(1)).unflatten(-1, (heads, queries, e + 1))
-    # The clamp keeps a text without tokens finite; its neighbours never see it.
-    read: Tensor = total[..., :e] / total[..., e:].clamp(min=torch.finfo(total.dtype).tiny)
-    return read.transpose(1, 2).flatten(2)
+        return Pool(query @ key.permute(0, 2, 3, 1) / math.sqrt(e), value.transpose(1, 2))

@@ -92,9 +92,9 @@ def mean_profile(x: Tensor, position: Tensor, mask: Tensor, length: int) -> tupl
     """The profile of hidden states: mean [length, width] and counts [length] over tokens that count.
 
     Args:
-        x: [S, c, width].
-        position: [S, c] int64; what lies at `length` or beyond is left out.
-        mask: [S, c].
+        x: [N, width].
+        position: [N] int64; what lies at `length` or beyond is left out.
+        mask: [N].
         length: positions of the profile.
     """
     counted = mask & (position < length)

@@ -69,36 +69,37 @@ class SufficientStatsEncoder(nn.Module):
             member_bias: [R, L], that member's intercept.
         """
         rows, columns = tokens.lengths.shape[0], self.bias.shape[0]
-        hashed, whole, foreign = _hashes(tokens, self.unk_token_id)
         length = take(tokens.lengths, tokens.row)
         n = torch.arange(1, len(HASH_FACTORS) + 1, device=length.device)[:, None]
-        weight = occurrence_weight(tokens.place, (length - n - tokens.place).clamp(min=0), length)  # [3, T]
+        beyond = length - n - tokens.place  # [3, T], tokens of the text after the n-gram's last
+        hashed, whole, foreign = _hashes(tokens, beyond, self.unk_token_id)
+        thousandths = occurrence_weight(tokens.place, beyond.clamp(min=0), length)  # [3, T]
+        weight = thousandths / 1000
         if member is None:
             value, known = self._look_up(hashed)
-            known = known & whole & ~foreign
+            known = torch.cat([whole[:1], known]) & whole & ~foreign
         else:
             value, known = member.transpose(0, 1), whole
         weighted = value * (weight * known.to(weight.dtype))[..., None]  # [3, T, L]
-        order, group, heaviest = _at_heaviest_place(hashed, whole, tokens.row, weight)
+        order, group, heaviest = _at_heaviest_place(hashed, whole, tokens.row, thousandths)
         counts = torch.stack([whole & ~known, whole], -1).to(weighted.dtype)
         each = take(torch.cat([weighted, counts], -1).flatten(0, 1), order) * heaviest[:, None].to(weighted.dtype)
         sums = sum_by_row(each, group, rows * len(HASH_FACTORS)).unflatten(0, (-1, len(HASH_FACTORS)))  # [R, 3, L + 2]
         evidence, unseen, distinct = sums.split([columns, 1, 1], -1)
         total = (self.bias if member_bias is None else member_bias) + evidence.sum(1)
-        return Evidence(total, novelty_of(unseen[:, 1:, 0], distinct[:, 1:, 0]), weighted.transpose(0, 1))
+        return Evidence(total, novelty_of(unseen, distinct)[:, 1:, 0], weighted.transpose(0, 1))
 
     def _look_up(self, hashed: Tensor) -> tuple[Tensor, Tensor]:
-        """Evidence [3, T, L] of each n-gram, and whether training knew it [3, T]."""
+        """Evidence [3, T, L] of each n-gram, and whether training knew the longer ones [2, T]; it knew all tokens."""
         first = torch.arange(len(HASHED), device=hashed.device)[:, None] * self.slots
         slot = hashed[1:] % self.slots
         # Never `hashed // slots`: exported, the division of 64-bit integers runs in float32 and real text is wrong.
         owner = take(self.fingerprint, slot + first).to(torch.int64) * self.slots + slot
-        value = torch.cat([take(self.unigram, hashed[:1]), take(self.ngram, slot + first)])
-        return value, torch.cat([torch.ones_like(owner[:1], dtype=torch.bool), owner == hashed[1:]])
+        return torch.cat([take(self.unigram, hashed[:1]), take(self.ngram, slot + first)]), owner == hashed[1:]
 
 
 def novelty_of(unseen: Tensor, distinct: Tensor) -> Tensor:
-    """Novelty √N (U/N)⁴ of texts with U unseen of N distinct n-grams; both [R], float.
+    """Novelty √N (U/N)⁴ of texts with U unseen of N distinct n-grams; of one shape, float.
 
     Its rate counts for more than its amount: with U²/N a long review was as novel as a short piece of code. On
     validation rows the likelihood is the same (.2154 against .2153 nats).
@@ -107,26 +108,27 @@ def novelty_of(unseen: Tensor, distinct: Tensor) -> Tensor:
     return n.sqrt() * (unseen / n) ** 4
 
 
-def _hashes(tokens: Tokens, unknown: int) -> tuple[Tensor, Tensor, Tensor]:
+def _hashes(tokens: Tokens, beyond: Tensor, unknown: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of the n-gram that starts at each token: its hash, whether it lies within one text, and whether it is foreign.
 
     Each [3, T], for n = 1, 2, 3. With an unknown token in it, an n-gram is another one at every place, or a text in
     another script would hold just one; what is learnt of the unknown token itself is known.
     """
-    longest, total, device = len(HASH_FACTORS), tokens.ids.shape[0], tokens.ids.device
-    beyond = torch.full_like(tokens.ids[:1], FILL).expand(longest - 1)
-    ids, row = torch.cat([tokens.ids, beyond]), torch.cat([tokens.row, beyond])
-    part = torch.stack([ids[j : total + j] for j in range(longest)])  # [3, T], the n-gram's tokens
-    own = torch.stack([row[j : total + j] for j in range(longest)]) == tokens.row
+    longest, device = len(HASH_FACTORS), tokens.ids.device
+    ids = torch.cat([tokens.ids, torch.full_like(tokens.ids[:1], FILL).expand(longest - 1)])
+    at = torch.arange(tokens.ids.shape[0], device=device)
+    part = take(ids, at + torch.arange(longest, device=device)[:, None])  # [3, T], the n-gram's tokens
     factors = torch.tensor([[*f, *[0] * (longest - n)] for n, f in HASH_FACTORS.items()], device=device)
     hashed = (part.clamp(min=0) * factors[..., None]).sum(1) % HASH_PRIME
     n = torch.arange(1, longest + 1, device=device)[:, None]
-    whole = ((part >= 0) & own).to(torch.int64).cumsum(0) == n
+    whole = ((part >= 0).to(torch.int64).cumsum(0) == n) & (beyond >= 0)
     foreign = ((part == unknown).to(torch.int64).cumsum(0) > 0) & (n > 1)
-    return torch.where(foreign, tokens.place.clamp(min=0), hashed), whole, foreign
+    return torch.where(foreign, tokens.place, hashed), whole, foreign
 
 
-def _at_heaviest_place(hashed: Tensor, whole: Tensor, row: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _at_heaviest_place(
+    hashed: Tensor, whole: Tensor, row: Tensor, thousandths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sort all n-grams [3, T] by text, n, hash and weight, and mark the last of each run.
 
     Returns:
@@ -136,7 +138,7 @@ def _at_heaviest_place(hashed: Tensor, whole: Tensor, row: Tensor, weight: Tenso
     n = torch.arange(len(HASH_FACTORS), device=row.device)[:, None]
     group = row * len(HASH_FACTORS) + n
     kind = group * (1 << 40) + hashed
-    key = kind * _WEIGHT_STEPS + torch.round(weight * 1000).to(torch.int64)
+    key = kind * _WEIGHT_STEPS + thousandths.to(torch.int64)
     combined, order = torch.sort(torch.where(whole, key, -1).flatten())
     kind = take(kind.flatten(), order)
     differs = torch.cat([kind[1:] != kind[:-1], torch.ones_like(whole[0, :1])])

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 FEATURES = 8
-_TO_END = [1 / 6, 1 / 16, 1 / 48, 1 / 128, 0.0, 0.0]  # a token: how fast nearness to the end fades, at four scales
-_FROM_START = [0.0, 0.0, 0.0, 0.0, 1 / 8, 1 / 32]
+_TO_END = [-1 / 6, -1 / 16, -1 / 48, -1 / 128, 0.0, 0.0]  # a token: how fast nearness to the end fades, at four scales
+_FROM_START = [0.0, 0.0, 0.0, 0.0, -1 / 8, -1 / 32]
 _FADE = 64.0  # tokens of a text at which half of the weighting applies; snippets of 20 tokens keep three quarters flat
 
 
 def occurrence_weight(from_start: Tensor, to_end: Tensor, length: Tensor) -> Tensor:
-    """Weight of an n-gram's occurrence, float32, rounded to thousandths so that equal places weigh exactly alike.
+    """Weight of an n-gram's occurrence in thousandths, float32 and whole, so that equal places weigh exactly alike.
 
         w = 1 + n / (n + 64) · (0.6 + 0.8 e^(-b/24) + 0.6 e^(-b/128) + 0.2 e^(-a/12) - 1)
 
@@ -29,9 +29,9 @@ def occurrence_weight(from_start: Tensor, to_end: Tensor, length: Tensor) -> Ten
         length: n, tokens of the text.
     """
     a, b, n = from_start.to(torch.float32), to_end.to(torch.float32), length.to(torch.float32)
-    placed = 0.6 + 0.8 * torch.exp(-b / 24) + 0.6 * torch.exp(-b / 128) + 0.2 * torch.exp(-a / 12)
-    weight = 1 + n / (n + _FADE) * (placed - 1)
-    return torch.round(weight * 1000) / 1000
+    placed = 0.8 * torch.exp(b * (-1 / 24)) + 0.6 * torch.exp(b * (-1 / 128)) + 0.2 * torch.exp(a * (-1 / 12))
+    weight = 1 + n / (n + _FADE) * (placed - 0.4)
+    return torch.round(weight * 1000)
 
 
 def position_features(place: Tensor, length: Tensor) -> Tensor:
@@ -45,5 +45,5 @@ def position_features(place: Tensor, length: Tensor) -> Tensor:
     n = length.to(torch.float32).clamp(min=1).expand_as(t)
     end = (n - 1 - t).clamp(min=0)
     to_end, from_start = (torch.tensor(rates, device=t.device) for rates in (_TO_END, _FROM_START))
-    decays = torch.exp(-(end[..., None] * to_end + t[..., None] * from_start))
+    decays = torch.exp(end[..., None] * to_end + t[..., None] * from_start)
     return torch.cat([(t / n - 0.5)[..., None], decays, (torch.log(n) / 2 - 2.5)[..., None]], -1)

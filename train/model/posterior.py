@@ -65,7 +65,9 @@ def normal_nodes(columns: int, nodes: int) -> tuple[npt.NDArray[np.float32], npt
 
 def class_logits(columns: Tensor) -> Tensor:
     """[..., L] -> [..., C]: the log-odds of two classes become (-x/2, x/2); more classes stay as they are."""
-    return torch.cat([-columns / 2, columns / 2], -1) if columns.shape[-1] == 1 else columns
+    if columns.shape[-1] > 1:
+        return columns
+    return columns * torch.tensor([-0.5, 0.5], dtype=columns.dtype, device=columns.device)
 
 
 class Posterior(nn.Module):
@@ -98,7 +100,7 @@ class Posterior(nn.Module):
         p = by_order.mean(1).clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
         p = p / p.sum(-1, keepdim=True)
         # E[(q - p)²], never E[q²] - p²: the difference cancels in float32.
-        spread = (((sampled - p[:, None, None]) ** 2) * weights).sum(2).mean(1).sum(-1).clamp(min=1e-12)
+        spread = ((sampled - p[:, None, None]) ** 2 * (weights / mean.shape[1])).sum((1, 2, 3)).clamp(min=1e-12)
         strength = ((p * (1 - p)).sum(-1) / spread - 1).clamp(*_CONCENTRATION_RANGE)
         concentration = strength[:, None] * p
         total = -(p * p.log()).sum(-1)

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from train.errors import CheckpointError
 from train.model.config import BetConfig
 from train.model.position import FEATURES
+from train.model.segments import Segments
 
 
 class PretrainedEncoder(nn.Module):
@@ -32,14 +33,15 @@ class PretrainedEncoder(nn.Module):
         nn.init.zeros_(self.position.weight)
         nn.init.zeros_(self.position.bias)
 
-    def forward(self, ids: Tensor, mask: Tensor, position: Tensor) -> Tensor:
-        """ids [S, c], mask [S, c], position features [S, c, 8] -> hidden states [S, c, width]."""
+    def forward(self, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
+        """ids [S, c], position features [S, c, 8] -> hidden states [S * c, width]."""
+        mask = segments.mask
         opening = torch.full_like(ids[:, :1], self.opening)
         sequence = torch.cat([opening, torch.where(mask, ids, self.padding)], 1)
         attended = torch.cat([torch.ones_like(opening), mask.to(ids.dtype)], 1)
         hidden: Tensor = self.model(input_ids=sequence, attention_mask=attended).last_hidden_state[:, 1:]
         placed: Tensor = hidden + self.position(position)
-        return placed
+        return placed.flatten(0, 1)
 
 
 def read_encoder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FILL = -1  # completes the shorter texts of a rectangular request; no text can produce it, so it counts as nothing
 
@@ -36,9 +36,9 @@ class Segments(NamedTuple):
     token: Tensor  # [S, c] int64, which of the T tokens
     offset: Tensor  # [S, c] int64, tokens before it in its text
     row: Tensor  # [S] int64, the text of each slot
-    place: Tensor  # [S] int64, place of the slot within its text
+    place: Tensor  # [S] int64, place of the slot within its text; beyond it in a surplus slot
     per_row: Tensor  # [R] int64, segments of each text, at least 1
-    member: Tensor  # [R, S] float32, 1 where the slot is one of the text's: sums over a text are a product with it
+    member: Tensor  # [R, S] float32, 1 where the slot holds tokens of the text: sums over a text are a product with it
 
 
 def read_tokens(input_ids: Tensor, lengths: Tensor, *, max_length: int, vocab_size: int) -> Tokens:
@@ -84,19 +84,21 @@ def segment(tokens: Tokens, input_lengths: Tensor, c: int) -> Segments:
     row = (slot[:, None] >= last[None, :]).sum(1).clamp(max=rows - 1)
     index = slot - take(last - count, row)
     offset = index[:, None] * c + torch.arange(c, device=device)[None, :]
-    mask = offset < take(tokens.lengths, row)[:, None]
+    length = take(tokens.lengths, row)
+    mask = offset < length[:, None]
+    some = mask[:, 0]
     token = (take(start, row)[:, None] + offset).clamp(max=total - 1)
     ids = take(tokens.ids, token)
     mask = mask & (ids >= 0)
-    place = torch.minimum(index, take(count, row) - 1)
-    member = (row[None, :] == torch.arange(rows, device=device)[:, None]).to(torch.float32)
-    return Segments(torch.where(mask, ids, 0), mask, token, offset, row, place, count, member)
+    member = (torch.where(some, row, -1) == torch.arange(rows, device=device)[:, None]).to(torch.float32)
+    return Segments(torch.where(mask, ids, 0), mask, token, offset, row, index, count, member)
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """`values[index]` along the first axis, index [N, ...] int64: one node of a graph, where indexing becomes five."""
-    taken = values.index_select(0, index.reshape(-1))
-    return taken if index.ndim == 1 else taken.reshape(-1, *index.shape[1:], *values.shape[1:])
+    """`values[index]` along the first axis, values [N] or [N, F]: one node in a graph, where indexing is five."""
+    if values.ndim == 2:
+        return nn.functional.embedding(index, values)
+    return values.gather(0, index) if index.ndim == 1 else values.gather(0, index.flatten()).reshape(index.shape)
 
 
 def sum_by_row(values: Tensor, row: Tensor, rows: int) -> Tensor:

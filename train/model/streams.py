@@ -3,7 +3,8 @@
 The words stream reads word vectors alone; pretraining taught its encoder. The evidence stream sees at each token the
 n-gram evidence that covers it beside the encoder's hidden state, so that it can discount evidence that the words deny
 ("not bad at all"), and corrects the text's evidence through a gate that starts at zero. Both work on segments: nothing
-crosses a segment's border except sums over a text, so a text is a set of segments that know their true place.
+crosses a segment's border except what `train.model.reading` joins over a text, so a text is a set of segments that know
+their true place. Token states are flat, [S * c, width]: a graph then has one node for a layer and its bias.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from train.model.attention import LocalBlock, MartingaleAwareAttention, pool
+from train.model.attention import LocalBlock, MartingaleAwareAttention, gelu, together
 from train.model.config import BetConfig
 from train.model.dropout import ByteDropout
 from train.model.position import FEATURES, position_features
 from train.model.pretrained import PretrainedEncoder
+from train.model.reading import Pool, read_texts
 from train.model.segments import Segments, Tokens, take
 
 _PROJECTED, _COUNTED = 16, 2  # moments of 16 projections and 2 soft counts of the hidden states
@@ -32,6 +34,15 @@ class Streams(NamedTuple):
     evidence: Tensor  # [R, L]
 
 
+class Parts(NamedTuple):
+    """What a stream makes of the tokens of its segments, before they are read as texts."""
+
+    pool: Pool
+    moments: Tensor  # [S, c, 16]
+    counts: Tensor  # [S, c, 2], before softplus
+    sums: Tensor  # [S, L], votes and corrections of each segment
+
+
 class SegmentConvolution(nn.Module):
     """Residual convolution over the tokens of a segment; a segment's border is a text's border to it."""
 
@@ -41,9 +52,9 @@ class SegmentConvolution(nn.Module):
         self.convolution = nn.Conv1d(width, width, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [S, c, width], mask [S, c] -> [S, c, width]."""
-        present = self.norm(x) * mask[..., None].to(x.dtype)
-        mixed: Tensor = x + nn.functional.gelu(self.convolution(present.transpose(1, 2)).transpose(1, 2))
+        """x [S * c, width], mask [S, c] -> [S * c, width]."""
+        present = self.norm(x).reshape(*mask.shape, -1) * mask[..., None].to(x.dtype)
+        mixed: Tensor = x + gelu(self.convolution(present.transpose(1, 2)).transpose(1, 2).reshape(-1, x.shape[1]))
         return mixed
 
 
@@ -69,12 +80,13 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, ids: Tensor, mask: Tensor, position: Tensor) -> Tensor:
-        """ids [S, c], mask [S, c], position features [S, c, 8] -> hidden states [S, c, width]."""
-        x = self.project_in(self.dropout(self.embedding(ids))) + self.position(position)
-        x = self.convolution(x, mask)
+    def forward(self, ids: Tensor, position: Tensor, segments: Segments) -> Tensor:
+        """ids [S, c], position features [S, c, 8] -> hidden states [S * c, width]."""
+        vectors = self.dropout(self.embedding(ids.flatten()))
+        x = self.project_in(vectors) + self.position(position.flatten(0, 1))
+        x = self.convolution(x, segments.mask)
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, segments)
         hidden: Tensor = self.norm(x)
         return hidden
 
@@ -95,22 +107,12 @@ class Summary(nn.Module):
         self.log_vote_scale = nn.Parameter(torch.zeros(columns))
         self.dropout = ByteDropout(dropout)
 
-    def forward(self, x: Tensor, segments: Segments, lengths: Tensor) -> Tensor:
-        """Hidden states [S, c, width] and lengths [R] -> logits [R, L]."""
+    def votes(self, x: Tensor, segments: Segments) -> Tensor:
+        """Hidden states [S * c, width] -> bounded votes of the segments [S, L]."""
         mask = segments.mask[..., None].to(x.dtype)
-        present, member = mask[:, 0], segments.member.to(x.dtype)
-        n = lengths.to(x.dtype).clamp(min=1)[:, None]
-        z, soft = self.moments(x), nn.functional.softplus(self.counts(x))
-        of_segment = (x * mask).sum(1) / mask.sum(1).clamp(min=1)
-        vote = torch.tanh(self.vote(self.dropout(of_segment))) * present
-        sums = member @ torch.cat([(torch.cat([z, soft], -1) * mask).sum(1), vote], -1)
-        total, counts, votes = sums.split([_PROJECTED, _COUNTED, vote.shape[-1]], -1)
-        mean = total / n
-        square = ((z - take(mean, segments.row)[:, None]) ** 2 * mask).sum(1)
-        deviation = (member @ square / n + 1e-6).sqrt()
-        statistics = torch.cat([mean, deviation, torch.log1p(counts), torch.log(n) / 2 - 2.5], -1)
-        logits: Tensor = self.from_statistics(statistics) + self.log_vote_scale.exp() * 0.5 * votes
-        return logits
+        of_segment = (x.reshape(*segments.mask.shape, -1) * mask).sum(1) / mask.sum(1).clamp(min=1)
+        vote: Tensor = self.log_vote_scale.exp() * 0.5 * torch.tanh(self.vote(self.dropout(of_segment)))
+        return vote
 
 
 class WordsStream(nn.Module):
@@ -135,11 +137,18 @@ class WordsStream(nn.Module):
         nn.init.zeros_(self.from_readout.weight)
         self.summary = Summary(width, columns, config.hidden_dropout)
 
-    def forward(self, x: Tensor, segments: Segments, lengths: Tensor) -> Tensor:
-        """Hidden states [S, c, width] and lengths [R] -> logits [R, K, L]."""
+    def forward(self, x: Tensor, segments: Segments) -> Parts:
+        """Hidden states [S * c, width] -> Parts."""
         ranks = self.readout.random_ranks(self.config.training_orders) if self.training else None
-        by_order = self.from_readout(self.dropout(self.readout_norm(self.readout(x, segments, ranks))))
-        logits: Tensor = by_order + self.summary(x, segments, lengths)[:, None]
+        layers = (self.readout.key, self.readout.value, self.summary.moments, self.summary.counts)
+        key, value, moments, counts = together(x, segments, *layers)
+        pool = self.readout.pool(key, value, segments, ranks)
+        return Parts(pool, moments, counts, self.summary.votes(x, segments))
+
+    def answer(self, read: Tensor, statistics: Tensor, sums: Tensor) -> Tensor:
+        """What was read of R texts [R, K, width], statistics [R, 35], sums [R, L] -> logits [R, K, L]."""
+        by_order = self.from_readout(self.dropout(self.readout_norm(read)))
+        logits: Tensor = by_order + (self.summary.from_statistics(statistics) + sums)[:, None]
         return logits
 
 
@@ -166,34 +175,45 @@ class EvidenceStream(nn.Module):
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
-    def forward(self, x: Tensor, by_token: Tensor, position: Tensor, segments: Segments, tokens: Tokens) -> Tensor:
-        """Hidden states [S, c, width], evidence [T, 3, L], position features [S, c, 8] -> logits [R, L]."""
-        covering = take(covering_evidence(by_token).flatten(1) * self.scale, segments.token)  # [S, c, 6 L]
-        own = take(by_token.sum(1), segments.token)  # [S, c, L]
-        placed = (position[..., None] * own[..., None, :] * self.scale).flatten(2)
-        y = self.project_in(self.dropout(x))
-        y = y + self.evidence(self.feature_dropout(torch.cat([covering, covering.abs()], -1)))
-        y = y + self.position(torch.cat([position, placed], -1))
-        y = self.norm(self.block(y, segments.mask))
-        value = self.value(y).unflatten(-1, (self.heads, y.shape[-1] // self.heads)).transpose(1, 2)
-        read = pool(self.score(y).transpose(1, 2)[:, :, None], value, segments)[:, 0]
-        logits = self.from_readout(self.dropout(self.readout_norm(read))) + self.summary(y, segments, tokens.lengths)
-        corrected = (self.gate(y) * own * segments.mask[..., None].to(y.dtype)).sum(1)
-        joined: Tensor = logits + segments.member.to(y.dtype) @ corrected
-        return joined
+    def forward(self, x: Tensor, by_token: Tensor, position: Tensor, segments: Segments) -> Parts:
+        """Hidden states [S * c, width], evidence [T, 3, L], position features [S, c, 8] -> Parts."""
+        token, place = segments.token.flatten(), position.flatten(0, 1)
+        covering = take(covering_evidence(by_token) * self.scale, token)  # [S * c, 6 L]
+        own = take(by_token.sum(1), token)  # [S * c, L]
+        placed = (place[..., None] * own[:, None] * self.scale).flatten(1)
+        features = self.feature_dropout(torch.cat([covering, covering.abs()], -1))
+        seen = torch.cat([self.dropout(x), features, place, placed], -1)
+        layers = (self.project_in, self.evidence, self.position)  # their sum, as one product
+        weight, bias = torch.cat([layer.weight for layer in layers], 1), torch.stack([layer.bias for layer in layers])
+        y = self.norm(self.block(nn.functional.linear(seen, weight, bias.sum(0)), segments))
+        heads = (self.score, self.value, self.gate, self.summary.moments, self.summary.counts)
+        score, value, gate, moments, counts = together(y, segments, *heads)
+        pool = Pool(
+            score.transpose(1, 2)[:, :, None],
+            value.unflatten(-1, (self.heads, value.shape[-1] // self.heads)).transpose(1, 2),
+        )
+        mask = segments.mask[..., None].to(y.dtype)
+        corrected = (gate * own.reshape(gate.shape) * mask).sum(1)
+        return Parts(pool, moments, counts, self.summary.votes(y, segments) + corrected)
+
+    def answer(self, read: Tensor, statistics: Tensor, sums: Tensor) -> Tensor:
+        """What was read of R texts [R, 1, width], statistics [R, 35], sums [R, L] -> logits [R, L]."""
+        by_query = self.from_readout(self.dropout(self.readout_norm(read[:, 0])))
+        logits: Tensor = by_query + self.summary.from_statistics(statistics) + sums
+        return logits
 
 
 def covering_evidence(by_token: Tensor) -> Tensor:
-    """Evidence of the n-grams that cover each token: [T, 3, L] by their first token -> [T, 6, L].
+    """Evidence of the n-grams that cover each token: [T, 3, L] by their first token -> [T, 6 L].
 
     An n-gram lies within one text, so what starts before a text's first token never reaches into it.
     """
-
-    def earlier(x: Tensor, n: int) -> Tensor:
-        return torch.cat([torch.zeros_like(x[:1]).expand(n, -1), x], 0)[: x.shape[0]]
-
-    one, two, three = by_token.unbind(1)
-    return torch.stack([one, two, earlier(two, 1), three, earlier(three, 1), earlier(three, 2)], 1)
+    columns = by_token.shape[2]
+    padded = torch.cat([torch.zeros_like(by_token[:1]).expand(2, -1, -1), by_token]).flatten(1)  # [T + 2, 3 L]
+    back = torch.cat([padded[2:], padded[1:-1], padded[:-2]], 1)  # [T, 9 L], by shift, then n
+    # The n-gram that starts `shift` tokens back covers a token where n > shift.
+    chosen = [(shift * 3 + n - 1) * columns + j for n in (1, 2, 3) for shift in range(n) for j in range(columns)]
+    return back.index_select(1, torch.tensor(chosen, device=back.device))
 
 
 class Trunk(nn.Module):
@@ -211,9 +231,12 @@ class Trunk(nn.Module):
     def forward(self, segments: Segments, tokens: Tokens, by_token: Tensor) -> Streams:
         """Segments of R texts, their tokens, and the evidence at each [T, 3, L] -> Streams."""
         position = position_features(segments.offset, take(tokens.lengths, segments.row)[:, None])
-        x = self.encoder(self._with_unknowns(segments), segments.mask, position)
-        words = self.words(x, segments, tokens.lengths)
-        return Streams(words, self.evidence(x, by_token, position, segments, tokens))
+        x = self.encoder(self._with_unknowns(segments), position, segments)
+        words, evidence = self.words(x, segments), self.evidence(x, by_token, position, segments)
+        reads, statistics, sums = _read(words, evidence, segments, tokens.lengths)
+        return Streams(
+            self.words.answer(reads[0], statistics[0], sums[0]), self.evidence.answer(reads[1], statistics[1], sums[1])
+        )
 
     def _with_unknowns(self, segments: Segments) -> Tensor:
         """The ids [S, c], in training with a share of them unknown, so that no single word is relied on."""
@@ -221,3 +244,25 @@ class Trunk(nn.Module):
             return segments.ids
         dropped = torch.rand(segments.ids.shape, device=segments.ids.device) < self.config.token_dropout
         return torch.where(dropped & segments.mask, self.config.unk_token_id, segments.ids)
+
+
+def _read(
+    words: Parts, evidence: Parts, segments: Segments, lengths: Tensor
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Read both streams' parts as texts: what the pools read, statistics [R, 35], and sums [R, L], for each stream."""
+    parts = (words, evidence)
+    moments = torch.cat([part.moments for part in parts], -1)
+    counts = nn.functional.softplus(torch.cat([part.counts for part in parts], -1))
+    mask, n = segments.mask[..., None].to(moments.dtype), lengths.to(moments.dtype).clamp(min=1)[:, None]
+    over_tokens = (torch.cat([moments, counts], -1) * mask).sum(1)
+    columns = words.sums.shape[1]
+    reads, summed = read_texts(
+        [part.pool for part in parts], torch.cat([over_tokens, words.sums, evidence.sums], 1), segments
+    )
+    total, counted, *sums = summed.split([2 * _PROJECTED, 2 * _COUNTED, columns, columns], 1)
+    mean = total / n
+    away = moments - take(mean, segments.row)[:, None]
+    deviation = (segments.member.to(away.dtype) @ (away * away * mask).sum(1) / n + 1e-6).sqrt()
+    shared = zip(mean.chunk(2, 1), deviation.chunk(2, 1), torch.log1p(counted).chunk(2, 1), strict=True)
+    length = torch.log(n) / 2 - 2.5
+    return reads, [torch.cat([*statistic, length], 1) for statistic in shared], sums
