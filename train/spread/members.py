@@ -31,10 +31,25 @@ class MemberLinear(nn.Module):
         self.factors_out = nn.Parameter(1 + _FAST_DEVIATION * torch.randn(members, shared.out_features))
         self.biases = nn.Parameter(shared.bias.detach().repeat(members, 1))
 
+    @property
+    def weight(self) -> Tensor:
+        """Of the present member [out, in]; the model joins layers by their weights."""
+        factors = self.factors_out[self.member][:, None] * self.factors_in[self.member]
+        return self.shared.weight * factors
+
+    @property
+    def bias(self) -> Tensor:
+        """Of the present member [out]."""
+        return self.biases[self.member]
+
+    @property
+    def out_features(self) -> int:
+        """As of the shared layer."""
+        return self.shared.out_features
+
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out], of the present member."""
-        mixed = nn.functional.linear(x * self.factors_in[self.member], self.shared.weight)
-        return mixed * self.factors_out[self.member] + self.biases[self.member]
+        return nn.functional.linear(x, self.weight, self.bias)
 
 
 class BatchEnsemble(Spread):
