@@ -37,6 +37,7 @@ class Evidence(NamedTuple):
     total: Tensor  # [R, L] log-odds
     novelty: Tensor  # [R, 2], of bigrams and trigrams
     by_token: Tensor  # [T, 3, L], weighted evidence of the 1-, 2- and 3-gram that starts at each token
+    terms: Tensor  # [T, 3, L], the same where it counts, else 0: with the bias, the total is their sum
 
 
 class SufficientStatsEncoder(nn.Module):
@@ -68,26 +69,25 @@ class SufficientStatsEncoder(nn.Module):
                 tables: in training, that of the member that never saw the text.
             member_bias: [R, L], that member's intercept.
         """
-        rows, columns = tokens.lengths.shape[0], self.bias.shape[0]
+        rows, columns, sizes = tokens.lengths.shape[0], self.bias.shape[0], len(HASH_FACTORS)
         length = take(tokens.lengths, tokens.row)
-        n = torch.arange(1, len(HASH_FACTORS) + 1, device=length.device)[:, None]
+        n = torch.arange(1, sizes + 1, device=length.device)[:, None]
         beyond = length - n - tokens.place  # [3, T], tokens of the text after the n-gram's last
         hashed, whole, foreign = _hashes(tokens, beyond, self.unk_token_id)
         thousandths = occurrence_weight(tokens.place, beyond.clamp(min=0), length)  # [3, T]
-        weight = thousandths / 1000
         if member is None:
             value, known = self._look_up(hashed)
             known = torch.cat([whole[:1], known]) & whole & ~foreign
         else:
             value, known = member.transpose(0, 1), whole
-        weighted = value * (weight * known.to(weight.dtype))[..., None]  # [3, T, L]
-        order, group, heaviest = _at_heaviest_place(hashed, whole, tokens.row, thousandths)
-        counts = torch.stack([whole & ~known, whole], -1).to(weighted.dtype)
-        each = take(torch.cat([weighted, counts], -1).flatten(0, 1), order) * heaviest[:, None].to(weighted.dtype)
-        sums = sum_by_row(each, group, rows * len(HASH_FACTORS)).unflatten(0, (-1, len(HASH_FACTORS)))  # [R, 3, L + 2]
-        evidence, unseen, distinct = sums.split([columns, 1, 1], -1)
+        weighted = (value * (thousandths / 1000 * known.to(value.dtype))[..., None]).transpose(0, 1)  # [T, 3, L]
+        heaviest = _at_heaviest_place(hashed, whole, tokens.row, thousandths)
+        counts = torch.stack([heaviest & ~known, heaviest], -1).transpose(0, 1).to(value.dtype)  # [T, 3, 2]
+        terms = weighted * counts[..., 1:]
+        summed = sum_by_row(torch.cat([terms, counts], -1).flatten(1), tokens.row, rows).unflatten(1, (sizes, -1))
+        evidence, unseen, distinct = summed.split([columns, 1, 1], -1)  # [R, 3, L], [R, 3, 1] each
         total = (self.bias if member_bias is None else member_bias) + evidence.sum(1)
-        return Evidence(total, novelty_of(unseen, distinct)[:, 1:, 0], weighted.transpose(0, 1))
+        return Evidence(total, novelty_of(unseen, distinct)[:, 1:, 0], weighted, terms)
 
     def _look_up(self, hashed: Tensor) -> tuple[Tensor, Tensor]:
         """Evidence [3, T, L] of each n-gram, and whether training knew the longer ones [2, T]; it knew all tokens."""
@@ -126,20 +126,16 @@ def _hashes(tokens: Tokens, beyond: Tensor, unknown: int) -> tuple[Tensor, Tenso
     return torch.where(foreign, tokens.place, hashed), whole, foreign
 
 
-def _at_heaviest_place(
-    hashed: Tensor, whole: Tensor, row: Tensor, thousandths: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort all n-grams [3, T] by text, n, hash and weight, and mark the last of each run.
+def _at_heaviest_place(hashed: Tensor, whole: Tensor, row: Tensor, thousandths: Tensor) -> Tensor:
+    """Whether each n-gram [3, T] counts: no other place of its text has the same one, with more weight or later.
 
-    Returns:
-        order (into 3 T), group (3 row + n - 1), and whether it is the heaviest of its kind; each [3 T]. One sort serves
-        all: the group's number stands above the 40 bits of the hash, the weight in thousandths below.
+    It is the last of its run in an order by text, n, hash and weight. One sort serves all: the number of text and n
+    stands above the 40 bits of the hash, the weight in thousandths below.
     """
     n = torch.arange(len(HASH_FACTORS), device=row.device)[:, None]
-    group = row * len(HASH_FACTORS) + n
-    kind = group * (1 << 40) + hashed
+    kind = (row * len(HASH_FACTORS) + n) * (1 << 40) + hashed
     key = kind * _WEIGHT_STEPS + thousandths.to(torch.int64)
     combined, order = torch.sort(torch.where(whole, key, -1).flatten())
     kind = take(kind.flatten(), order)
-    differs = torch.cat([kind[1:] != kind[:-1], torch.ones_like(whole[0, :1])])
-    return order, take(group.flatten(), order), (combined >= 0) & differs
+    last = (combined >= 0) & torch.cat([kind[1:] != kind[:-1], torch.ones_like(whole[0, :1])])
+    return torch.zeros_like(last).scatter(0, order, last).reshape(whole.shape)
