@@ -13,7 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-from train.errors import TrainError
+from train.errors import ConfigError, TrainError
 from train.preset import preset_names
 
 
@@ -62,17 +62,33 @@ def _fit(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from train.evaluation import evaluate  # noqa: PLC0415
+    from train.folds import evaluate_all  # noqa: PLC0415
 
-    report = evaluate(
-        options.checkpoint,
-        data=options.data,
-        text_column=options.text_column,
-        label_column=options.label_column,
-        cache_dir=options.cache_dir,
-    )
+    asked = {
+        "data": options.data,
+        "text_column": options.text_column,
+        "label_column": options.label_column,
+        "shift": _named(options.shift),
+        "cache_dir": options.cache_dir,
+    }
+    one = len(options.checkpoints) == 1
+    report = evaluate(options.checkpoints[0], **asked) if one else evaluate_all(options.checkpoints, **asked)
     report.write()
     print(json.dumps(report.as_dict()) if options.json else report.table())
     return report.exit_status(report_only=options.report_only)
+
+
+def _named(values: list[str]) -> dict[str, str]:
+    """NAME=SOURCE options by name."""
+    named: dict[str, str] = {}
+    for value in values:
+        name, equals, source = value.partition("=")
+        if not (equals and name.isidentifier() and source):
+            raise ConfigError(f"--shift {value} must be NAME=FILE, for instance products=products.csv")
+        if name in named:
+            raise ConfigError(f"--shift {name} is given twice: {named[name]} and {source}")
+        named[name] = source
+    return named
 
 
 def _ablate(options: argparse.Namespace) -> int:
@@ -140,7 +156,20 @@ def _parser() -> argparse.ArgumentParser:
         description="Evaluate a production checkpoint on the part of its corpus that it never saw.",
         epilog="example: python -m train evaluate build/checkpoint/production",
     )
-    evaluate.add_argument("checkpoint", type=Path, help="a production checkpoint folder")
+    evaluate.add_argument(
+        "checkpoints",
+        type=Path,
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="a production checkpoint folder; several of one preset (folds, seeds) give the mean of every figure",
+    )
+    evaluate.add_argument(
+        "--shift",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="labelled rows of another domain, same columns and classes; may be given several times",
+    )
     evaluate.add_argument(
         "--data",
         metavar="imdb|FILE|HUB_NAME",

@@ -57,6 +57,7 @@ class Group:
     accepted: float
     accepted_error: float | None
     coverage: float
+    set_size: float
     total: float
     epistemic: float | None
     baseline_error: float
@@ -95,6 +96,7 @@ def group_rows(
             float(accepted[rows].mean()),
             float((~right[rows])[accepted[rows]].mean()) if accepted[rows].any() else None,
             metrics.coverage(sets[rows], model.labels[rows]),
+            float(sets[rows].sum(axis=1).mean()),
             float(model.total[rows].mean()),
             None if model.epistemic is None else float(model.epistemic[rows].mean()),
             float((~baseline.right[rows]).mean()),

@@ -1,8 +1,9 @@
 """The bar that the model must clear: TF-IDF of words and word pairs, and logistic regression.
 
 Fitted on the training part alone, its one strength parameter chosen by log-likelihood on the validation part, as fair
-as a baseline can be: with scikit-learn's default strength it looks .04 nats worse on IMDB than it is. Its probabilities
-are kept beside the checkpoint under the hash of the rows, so that a second evaluation of the same corpus is quick.
+as a baseline can be: with scikit-learn's default strength it looks .04 nats worse on IMDB than it is. Temperature and
+error budget come from the calibration part, as the model's do. Its probabilities are kept beside the checkpoint under
+the hash of the rows, so that a second evaluation of the same corpus is quick.
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from train.calibration import Calibration, fitting_and_scoring
 from train.data import Corpus
 from train.errors import DataError
-from train.metrics import nll
+from train.metrics import SMALLEST_PROBABILITY, correct, entropy, nll
 from train.splits import sha256_of_rows
 
 # On IMDB validation NLL is flat around 30 (.2740, .2640, .2710 at 10, 30, 100); the ends are there for other corpora.
 STRENGTHS = (3.0, 10.0, 30.0, 100.0)
+_CALIBRATION = "calibration rows"
 _MARKUP = re.compile(r"<br\s*/?>")
 _log = logging.getLogger(__name__)
 
@@ -42,13 +46,17 @@ class Baseline:
     """A fitted baseline's answers.
 
     Attributes:
-        probabilities: float64 [rows, classes] for each text list that was asked for.
+        probabilities: float64 [rows, classes] for each text list that was asked for, at its temperature.
+        calibration: its scores on the calibration rows that fitted nothing.
+        temperature: by which its logits are divided, fitted on the others.
         strength: the chosen C of logistic regression (the inverse of its penalty).
         validation_nll: nats per row, for each C tried.
         seconds: what fitting and predicting took when it was done.
     """
 
     probabilities: dict[str, NDArray[np.float64]]
+    calibration: Calibration
+    temperature: float
     strength: float
     validation_nll: dict[str, float]
     seconds: float
@@ -58,7 +66,7 @@ def fit_baseline(corpus: Corpus, texts: Mapping[str, list[str]], cache: Path | N
     """Fit on the corpus and predict the given lists of texts, or read what an earlier call with the same rows found.
 
     Args:
-        corpus: its training part is fitted, its validation part chooses C.
+        corpus: its training part is fitted, its validation part chooses C, its calibration part the temperature.
         texts: name → texts to predict.
         cache: folder for the answers; None keeps nothing.
 
@@ -67,7 +75,7 @@ def fit_baseline(corpus: Corpus, texts: Mapping[str, list[str]], cache: Path | N
     """
     file = None if cache is None else cache / f"baseline-{_key(corpus, texts)[:16]}.npz"
     if file is not None and file.exists():
-        return _read(file)
+        return _read(file, corpus)
     started = time.perf_counter()
     _log.info("fitting the baseline on %s texts", f"{len(corpus.train):,}")
     vectorizer = TfidfVectorizer(preprocessor=_plain, ngram_range=(1, 2), min_df=2, sublinear_tf=True, dtype=np.float32)
@@ -94,15 +102,51 @@ def fit_baseline(corpus: Corpus, texts: Mapping[str, list[str]], cache: Path | N
             best = (strength, model.coef_.copy(), model.intercept_.copy())
     assert best is not None
     strength, model.coef_, model.intercept_ = best
-    baseline = Baseline(
-        {name: model.predict_proba(vectorizer.transform(rows)).astype(np.float64) for name, rows in texts.items()},
-        strength,
-        {f"{c:g}": score for c, score in scores.items()},
-        time.perf_counter() - started,
-    )
+    record: dict[str, Any] = {
+        "strength": strength,
+        "validation_nll": {f"{c:g}": score for c, score in scores.items()},
+        "seconds": time.perf_counter() - started,
+    }
+    found = {
+        name: model.predict_proba(vectorizer.transform(rows)).astype(np.float64)
+        for name, rows in {**texts, _CALIBRATION: corpus.calibration.texts}.items()
+    }
     if file is not None:
-        _write(baseline, file)
-    return baseline
+        _write(record, found, file)
+    return _calibrated(record, found, corpus)
+
+
+def _calibrated(record: dict[str, Any], found: dict[str, NDArray[np.float64]], corpus: Corpus) -> Baseline:
+    """The answers at the temperature that fits best, and the scores that prove its budgets."""
+    labels = corpus.calibration.labels
+    held_out = found.pop(_CALIBRATION)
+    fit_rows, score_rows = fitting_and_scoring(labels)
+    best = minimize_scalar(
+        lambda log: nll(_at(held_out[fit_rows], float(np.exp(log))), labels[fit_rows]), bounds=(-3, 3), method="bounded"
+    )
+    temperature = float(np.exp(best.x))
+    p = _at(held_out, temperature)
+    total, right = entropy(p), correct(p, labels)
+    calibration = Calibration(
+        total=total[score_rows].tolist(),
+        epistemic=[],
+        true_probability=p[score_rows, labels[score_rows]].tolist(),
+        correct=right[score_rows].tolist(),
+        num_classes=p.shape[1],
+        novelty_threshold=None,
+        novelty_quantile=None,
+        fitting_total=total[fit_rows].tolist(),
+        fitting_correct=right[fit_rows].tolist(),
+        temperature=temperature,
+    )
+    return Baseline({name: _at(p, temperature) for name, p in found.items()}, calibration, temperature, **record)
+
+
+def _at(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Probabilities [rows, classes] with their logits divided by a temperature."""
+    powers = np.clip(probabilities, SMALLEST_PROBABILITY, 1.0) ** (1 / temperature)
+    scaled: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return scaled
 
 
 def _plain(text: str) -> str:
@@ -112,7 +156,7 @@ def _plain(text: str) -> str:
 def _key(corpus: Corpus, texts: Mapping[str, list[str]]) -> str:
     """Hash of everything that the answers depend on."""
     depends: dict[str, Any] = {
-        "corpus": [corpus.provenance["sha256"][part] for part in ("train", "validation")],
+        "corpus": [corpus.provenance["sha256"][part] for part in ("train", "validation", "calibration")],
         "texts": {name: sha256_of_rows(rows, [""] * len(rows)) for name, rows in texts.items()},
         "strengths": STRENGTHS,
         "scikit-learn": importlib.metadata.version("scikit-learn"),
@@ -120,16 +164,15 @@ def _key(corpus: Corpus, texts: Mapping[str, list[str]]) -> str:
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
 
-def _write(baseline: Baseline, file: Path) -> None:
+def _write(record: dict[str, Any], found: Mapping[str, NDArray[np.float64]], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    record = {"strength": baseline.strength, "validation_nll": baseline.validation_nll, "seconds": baseline.seconds}
     unfinished = file.with_suffix(".tmp.npz")
-    np.savez(unfinished, allow_pickle=False, record=np.array(json.dumps(record)), **baseline.probabilities)
+    np.savez(unfinished, record=np.array(json.dumps(record)), **found)
     unfinished.replace(file)
 
 
-def _read(file: Path) -> Baseline:
+def _read(file: Path, corpus: Corpus) -> Baseline:
     with np.load(file, allow_pickle=False) as stored:
         record = json.loads(str(stored["record"]))
-        probabilities = {name: stored[name] for name in stored.files if name != "record"}
-    return Baseline(probabilities, record["strength"], record["validation_nll"], record["seconds"])
+        found = {name: stored[name] for name in stored.files if name != "record"}
+    return _calibrated(record, found, corpus)

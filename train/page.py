@@ -73,16 +73,85 @@ def write_page(report: Report, path: Path, *, rows: str, figures: Sequence[Path]
             "accepted all the same",
         )
         parts += ["<h2>Unfamiliar text</h2>", _table(head, body)]
+    away: Mapping[str, Mapping[str, Any]] = report.details.get("shift", {})
+    if away:
+        found = {check.name: check.value for check in report.checks}
+        moved = (
+            (name, f"{part['rows']:,}", *(_short(found.get(f"{name}_{key}")) for key, _ in _SHIFT))
+            for name, part in away.items()
+        )
+        parts += [
+            "<h2>Away from home</h2>",
+            _table(("rows of another kind", "number", *(title for _, title in _SHIFT)), moved),
+        ]
+    return _write(path, rows, parts)
+
+
+def write_folds(report: Report, path: Path) -> Path:
+    """Write the page of several checkpoints: each figure's mean, range and deviation (`train.folds`)."""
+    intervals: Mapping[str, Sequence[float]] = report.details["intervals"]
+    runs: Mapping[str, Mapping[str, Any]] = report.details["runs"]
+    body = [
+        (
+            check.name,
+            *(_short(runs[check.name][key]) for key in ("mean", "deviation", "smallest", "largest")),
+            f"{intervals[check.name][0]:.4f} to {intervals[check.name][1]:.4f}" if check.name in intervals else "",
+            check.target or "",
+            "" if check.holds is None else "holds" if check.holds else "missed",
+        )
+        for check in report.checks
+    ]
+    title = f"{len(report.details['checkpoints'])} checkpoints of the preset {report.details['preset']}"
+    pages = (
+        f'<li><a href="{number}/report.html">{escape(name)}</a></li>'
+        for number, name in enumerate(report.details["checkpoints"])
+    )
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<ul>{''.join(pages)}</ul>",
+        _table(("figure", "mean", "deviation", "smallest", "largest", "interval of the mean", "target", ""), body),
+    ]
+    return _write(path, title, parts)
+
+
+def _write(path: Path, title: str, parts: Sequence[str]) -> Path:
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(rows)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
 
 
-_GROUP_HEAD = ("rows", "number", "error", "interval", "accepted", "error among them", "set coverage", "baseline error")
+_SHIFT = (
+    ("accuracy", "accuracy"),
+    ("baseline_accuracy", "baseline"),
+    ("nll", "nll"),
+    ("accepted", "accepted"),
+    ("accepted_error", "error among them"),
+    ("unfamiliar", "called unfamiliar"),
+    ("told_by_epistemic", "AUROC of epistemic"),
+    ("told_by_total", "AUROC of total"),
+    ("total_moved", "total moved by"),
+)
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+_GROUP_HEAD = (
+    "rows",
+    "number",
+    "error",
+    "interval",
+    "accepted",
+    "error among them",
+    "set coverage",
+    "set size",
+    "baseline error",
+)
 
 
 def _group(group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -96,6 +165,7 @@ def _group(group: Mapping[str, Any]) -> tuple[str, ...]:
         f"{group['accepted']:.1%}",
         "–" if wrong is None else f"{wrong:.1%}",
         f"{group['coverage']:.1%}",
+        f"{group['set_size']:.2f}",
         f"{group['baseline_error']:.1%}",
     )
 

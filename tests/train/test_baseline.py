@@ -29,10 +29,15 @@ def test_it_learns_the_sentiment_of_reviews_it_never_saw(corpus: Corpus) -> None
     assert baseline.validation_nll[f"{baseline.strength:g}"] == min(baseline.validation_nll.values())
 
 
-def test_only_the_asked_texts_and_the_two_fitting_parts_matter(corpus: Corpus) -> None:
-    shuffled = replace(corpus, test=Split(corpus.test.texts[::-1], corpus.test.labels[::-1]), calibration=corpus.test)
-    first, second = (fit_baseline(c, {"a": corpus.test.texts[:50]}) for c in (corpus, shuffled))
+def test_the_test_part_does_not_matter_and_the_calibration_part_sets_the_temperature_alone(corpus: Corpus) -> None:
+    shuffled = replace(corpus, test=Split(corpus.test.texts[::-1], corpus.test.labels[::-1]))
+    other = replace(corpus, calibration=corpus.test)
+    first, second, third = (fit_baseline(c, {"a": corpus.test.texts[:50]}) for c in (corpus, shuffled, other))
     np.testing.assert_array_equal(first.probabilities["a"], second.probabilities["a"])
+    log_odds, others = (np.log(b.probabilities["a"] / (1 - b.probabilities["a"])) for b in (first, third))
+    np.testing.assert_allclose(log_odds * first.temperature, others * third.temperature, rtol=1e-4)
+    assert first.temperature != third.temperature
+    assert 0 < first.calibration.decide(max_error=0.4).accepted_share <= 1
 
 
 def test_a_second_call_reads_what_the_first_one_found(corpus: Corpus, tmp_path: Path) -> None:

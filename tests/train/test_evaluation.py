@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tarfile
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +23,11 @@ from train.checkpoint import load_production
 from train.data import load_corpus
 from train.decision import Decision
 from train.errors import DataError
-from train.evaluation import evaluate, measure, measure_shift
+from train.evaluation import evaluate, measure
+from train.folds import combined, evaluate_all
+from train.product_snippets import main as product_snippets
+from train.shift import measure_shift
+from train.wrong_labels import measure_wrong_labels
 from verdict import Report
 
 DECISION = Decision(
@@ -134,8 +139,12 @@ def test_unfamiliar_rows_are_not_accepted_however_certain() -> None:
 def test_another_domain_is_reported_without_targets() -> None:
     report = Report("evaluate")
     model = _answers(skill=0.8)
-    measure_shift(report, "snippets", model, _baseline(model), DECISION)
+    measure_shift(report, "snippets", model, _baseline(model), DECISION, held_out=_answers())
     assert all(check.name.startswith("snippets_") and check.target is None for check in report.checks)
+    checks = _checks(report)
+    assert (checks["snippets_told_by_total"] or 0) > 0.6  # less skill, less certainty
+    assert 0.4 < (checks["snippets_told_by_epistemic"] or 0) < 0.6  # drawn alike
+    assert report.details["shift"]["snippets"]["total_moved_p"] < 0.01
 
 
 @given(st.lists(st.integers(0, 2000), min_size=1, max_size=200))
@@ -165,7 +174,8 @@ def test_a_checkpoint_is_measured_on_rows_it_never_saw_with_pictures(tiny_checkp
     before = {path: path.stat().st_mtime_ns for path in tiny_checkpoint.rglob("*")}
     report = evaluate(tiny_checkpoint, output=tmp_path)
     checks = _checks(report)
-    assert set(OF_ISSUE) | {"snippets_accuracy", "snippets_nll"} <= set(checks)
+    assert set(OF_ISSUE) | {"snippets_accuracy", "snippets_nll", "crops_nll", "label_noise_auroc"} <= set(checks)
+    assert (checks["crops_nll"] or 0) > (checks["nll"] or 1)
     assert all(value is None or math.isfinite(value) for value in checks.values())
     assert report.details["rows"]["part"] == "held-out part of IMDB train"
     assert report.details["rows"]["count"] == 600
@@ -207,6 +217,71 @@ def test_a_budget_that_breaks_shows_the_groups_that_break_it(
     assert next(check.holds for check in report.checks if check.name == "accepted_error") is False
     assert "over the budget" in caplog.text
     assert "negative 1/4" in caplog.text
+
+
+def test_flipped_labels_are_found_by_a_model_that_knows_better() -> None:
+    report, model = Report("evaluate"), _answers(4000, skill=4.0)
+    measure_wrong_labels(report, model, Answers(np.full((4000, 2), 0.5), np.zeros(4000), None, model.labels))
+    checks = _checks(report)
+    assert (checks["label_noise_auroc"] or 0) > 0.9
+    assert (checks["label_noise_found"] or 0) > 0.3
+    assert checks["baseline_label_noise_auroc"] == pytest.approx(0.5)
+
+
+def test_several_checkpoints_give_means_with_their_range(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    texts = ["Works well and looks good.", "Broke after a week, avoid it."] * 6
+    frame = pd.DataFrame({"text": texts, "label": ["positive", "negative"] * 6})
+    frame.to_csv(tmp_path / "products.csv", index=False)
+    report = evaluate_all(
+        [tiny_checkpoint, tiny_checkpoint], shift={"products": str(tmp_path / "products.csv")}, output=tmp_path / "page"
+    )
+    runs = report.details["runs"]
+    assert runs["accuracy"]["values"][0] == runs["accuracy"]["mean"] == runs["accuracy"]["largest"]
+    assert runs["products_accuracy"]["deviation"] == 0
+    one = json.loads((tmp_path / "page" / "1" / "report.json").read_text(encoding="utf-8"))["intervals"]["nll"]
+    low, high = report.details["intervals"]["nll"]
+    assert high - low == pytest.approx((one[1] - one[0]) / math.sqrt(2))
+    page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    assert "2 checkpoints" in page
+    assert "http" not in page
+
+
+def test_the_mean_is_held_to_the_targets_of_its_preset(tmp_path: Path) -> None:
+    reports = []
+    for skill in (1.9, 2.1):
+        report, model = Report("evaluate"), _answers(skill=skill)
+        measure(report, model, _baseline(model), DECISION, with_targets=True)
+        report.details |= {"checkpoint": "x", "rows": {"count": 800}}
+        reports.append(report)
+    total = combined(reports, tmp_path, "full")
+    targets = {check.name: check.target for check in total.checks if check.target}
+    assert targets["accuracy"] == ">= 0.918"
+    assert targets["accuracy_above_baseline"] == "> 0"
+    assert next(check.value for check in total.checks if check.name == "nll") == pytest.approx(
+        np.mean([next(check.value for check in report.checks if check.name == "nll") for report in reports])
+    )
+
+
+def test_product_snippets_become_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rated = b"1_1\t-1.2\tIt broke at once.\n1_2\t0.1\tIt is blue.\n2_1\t2.05\tI love it, and so does she.\n"
+    inner = tmp_path / "hutto_ICWSM_2014.tar.gz"
+    (tmp_path / "amazonReviewSnippets_GroundTruth.txt").write_bytes(rated)
+    with tarfile.open(inner, "w:gz") as archive:
+        archive.add(tmp_path / "amazonReviewSnippets_GroundTruth.txt", "h/amazonReviewSnippets_GroundTruth.txt")
+    with tarfile.open(tmp_path / "d.tar.gz", "w:gz") as archive:
+        archive.add(inner, "v/hutto_ICWSM_2014.tar.gz")
+    assert product_snippets([str(tmp_path / "d.tar.gz"), str(tmp_path / "products.csv")]) == 0
+    rows = pd.read_csv(tmp_path / "products.csv")
+    assert rows.label.tolist() == ["negative", "positive"]
+    assert rows.text[1] == "I love it, and so does she."
+    assert product_snippets([str(inner), str(tmp_path / "other.csv")]) == 2
+    assert "pip download vaderSentiment==3.3.2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["products", "=x.csv", "a b=x.csv", "p="])
+def test_a_shift_is_a_name_and_a_file(option: str, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tiny_checkpoint), "--shift", option]) == 2
+    assert "must be NAME=FILE" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_is_not_there_is_wrong_use_said_in_one_line(
