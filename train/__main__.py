@@ -56,7 +56,9 @@ def _fit(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"checkpoint": str(production), "best": best, "seconds": provenance["seconds"]}))
     else:
-        print(f"{production}  validation accuracy {best['accuracy']:.4f}, nll {best['nll']:.4f} (before calibration)")
+        print(
+            f"{production}  validation accuracy {best['accuracy']:.4f}, nll {best['nll']:.4f} (at its best temperature)"
+        )
     return 0
 
 

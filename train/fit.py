@@ -274,7 +274,7 @@ and its uncertainty split in two.
 |---|---|
 {rows}
 
-Chosen at step {best["step"]} on validation: accuracy {best["accuracy"]:.4f}, NLL {best["nll"]:.4f} before calibration.
+Chosen at step {best["step"]} on validation: accuracy {best["accuracy"]:.4f}, NLL at its best temperature {best["nll"]:.4f}.
 {accepted}
 
 Intended for texts like those it was trained on. It says so itself where a text is not: `epistemic` rises with n-grams
