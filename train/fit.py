@@ -274,7 +274,8 @@ and its uncertainty split in two.
 |---|---|
 {rows}
 
-Chosen at step {best["step"]} on validation: accuracy {best["accuracy"]:.4f}, NLL at its best temperature {best["nll"]:.4f}.
+Chosen at step {best["step"]} on validation: accuracy {best["accuracy"]:.4f}, and NLL {best["nll"]:.4f} at the
+temperature that suits these rows best.
 {accepted}
 
 Intended for texts like those it was trained on. It says so itself where a text is not: `epistemic` rises with n-grams

@@ -187,8 +187,8 @@ class Milestones(TrainerCallback):
 def _metrics(prediction: Any) -> dict[str, float]:
     """Accuracy and negative log-likelihood (nats) from log probabilities [N, C] and labels [N].
 
-    At the temperature that suits these rows best, since the posterior is fitted later: streams grow surer than right the
-    longer they train, and the earlier of two milestones would win by its doubt alone.
+    At the temperature that suits these rows best, since the posterior is fitted later: streams grow surer than right
+    the longer they train, and the earlier of two milestones would win by its doubt alone.
     """
     logits, labels = torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)
 
