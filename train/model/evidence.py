@@ -27,6 +27,7 @@ HASH_FACTORS = {
 HASHED = (2, 3)
 MAX_ROWS = 1 << 11  # texts of one batch: row, hash and weight share the 63 bits of a sort key as 11 + 40 + 12
 _WEIGHT_STEPS = 1 << 12  # above the largest weight in thousandths
+SIZES = len(HASH_FACTORS)  # 1-, 2- and 3-grams; what is computed for all of them at once is [3, …]
 
 
 class Evidence(NamedTuple):
@@ -35,6 +36,7 @@ class Evidence(NamedTuple):
     total: Tensor  # [R, L] log-odds
     novelty: Tensor  # [R, 2], of bigrams and trigrams
     by_token: Tensor  # [T, 3, L], weighted evidence of the 1-, 2- and 3-gram that starts at each token
+    terms: Tensor  # [T, 3, L], the same where it counts, else 0: with the bias, the total is their sum
 
 
 class SufficientStatsEncoder(nn.Module):
@@ -66,44 +68,40 @@ class SufficientStatsEncoder(nn.Module):
         """
         rows = tokens.lengths.shape[0]
         length = tokens.lengths[tokens.row]
-        total = self.bias.expand(rows, -1) if member_bias is None else member_bias
-        by_token, novelty = [], []
-        for n, factors in HASH_FACTORS.items():
-            hashed, whole, foreign = _hashes(tokens, factors, self.unk_token_id)
-            weight = occurrence_weight(tokens.place, (length - n - tokens.place).clamp(min=0), length)
-            if member is None:
-                value, known = self._look_up(n, hashed)
-                known = known & ~foreign
-            else:
-                value, known = member[:, n - 1], whole
-            value = value * (known & whole)[:, None].to(value.dtype)
-            weighted = value * weight[:, None]
-            by_token.append(weighted)
-            order, row, heaviest = _at_heaviest_place(hashed, whole, tokens.row, weight)
-            chosen = weighted[order] * heaviest[:, None].to(value.dtype)
-            if n in HASHED and member is None:
-                counts = torch.stack([heaviest & ~known[order], heaviest], 1).to(value.dtype)
-                summed = sum_by_row(torch.cat([chosen, counts], 1), row, rows)
-                unseen, distinct = summed[:, -2], summed[:, -1]
-                novelty.append(novelty_of(unseen, distinct))
-                total = total + summed[:, :-2]
-            else:
-                total = total + sum_by_row(chosen, row, rows)
-        unknown = [torch.zeros_like(total[:, 0])] * len(HASHED)
-        return Evidence(total, torch.stack(novelty or unknown, 1), torch.stack(by_token, 1))
+        n = torch.arange(1, SIZES + 1, device=tokens.ids.device)[:, None]
+        hashed, whole, foreign = _hashes(tokens, self.unk_token_id)
+        weight = occurrence_weight(tokens.place, (length - n - tokens.place).clamp(min=0), length)  # [3, T]
+        if member is None:
+            value, known = self._look_up(hashed)
+            known = known & ~foreign
+        else:
+            value, known = member.transpose(0, 1), whole
+        value = value * (known & whole)[:, :, None].to(value.dtype)
+        weighted = (value * weight[:, :, None]).transpose(0, 1)  # [T, 3, L]
+        counts = _at_heaviest_place(hashed, whole, tokens.row, weight)
+        terms = weighted * counts.transpose(0, 1)[:, :, None].to(value.dtype)
+        unseen = counts & ~known
+        columns = torch.cat([unseen[1:], counts[1:]]).transpose(0, 1).to(value.dtype)  # [T, 4]
+        summed = sum_by_row(torch.cat([terms.flatten(1), columns], 1), tokens.row, rows)
+        total = summed[:, :-4].reshape(rows, SIZES, -1).sum(1) + (self.bias if member_bias is None else member_bias)
+        novelty = novelty_of(summed[:, -4:-2], summed[:, -2:])
+        return Evidence(total, novelty if member is None else torch.zeros_like(novelty), weighted, terms)
 
-    def _look_up(self, n: int, hashed: Tensor) -> tuple[Tensor, Tensor]:
-        """Evidence [T, L] of each n-gram, and whether training knew it [T]."""
-        if n not in HASHED:
-            return self.unigram[hashed], torch.ones_like(hashed, dtype=torch.bool)
-        slot = hashed % self.slots
-        # Never `hashed // slots`: exported, the division of 64-bit integers runs in float32 and real text is wrong.
-        owner = getattr(self, f"fingerprint_{n}")[slot].to(torch.int64) * self.slots + slot
-        return getattr(self, f"evidence_{n}")[slot], owner == hashed
+    def _look_up(self, hashed: Tensor) -> tuple[Tensor, Tensor]:
+        """Evidence [3, T, L] of each n-gram [3, T], and whether training knew it [3, T]."""
+        values, known = [self.unigram[hashed[0]]], [torch.ones_like(hashed[0], dtype=torch.bool)]
+        slots = hashed % self.slots
+        for n in HASHED:
+            slot = slots[n - 1]
+            # Never `hashed // slots`: exported, the division of 64-bit integers runs in float32 and real text is wrong.
+            owner = getattr(self, f"fingerprint_{n}")[slot].to(torch.int64) * self.slots + slot
+            values.append(getattr(self, f"evidence_{n}")[slot])
+            known.append(owner == hashed[n - 1])
+        return torch.stack(values), torch.stack(known)
 
 
 def novelty_of(unseen: Tensor, distinct: Tensor) -> Tensor:
-    """Novelty √N (U/N)⁴ of texts with U unseen of N distinct n-grams; both [R], float.
+    """Novelty √N (U/N)⁴ of texts with U unseen of N distinct n-grams; both of one shape, float.
 
     Its rate counts for more than its amount: with U²/N a long review was as novel as a short piece of code. On
     validation rows the likelihood is the same (.2154 against .2153 nats).
@@ -112,34 +110,52 @@ def novelty_of(unseen: Tensor, distinct: Tensor) -> Tensor:
     return n.sqrt() * (unseen / n) ** 4
 
 
-def _hashes(tokens: Tokens, factors: tuple[int, ...], unknown: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Hash of the n-gram that starts at each token, whether it lies within one text, and whether it is surely unseen.
+def token_windows(ids: Tensor, size: int) -> list[Tensor]:
+    """The ids [T] of the token at each place, of the next one, and so on to `size` - 1 further; FILL beyond the end."""
+    longer = torch.cat([ids, torch.full_like(ids[:1], FILL).expand(size - 1)])
+    return [longer[j : ids.shape[0] + j] for j in range(size)]
 
-    With an unknown token in it, it is another one at every place, or a text in another script would hold just one.
+
+def _hashes(tokens: Tokens, unknown: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Hash of each n-gram that starts at a token, whether it lies within one text, and whether it is surely unseen.
+
+    Each [3, T]. With an unknown token in it, it is another one at every place, or a text in another script would hold
+    just one.
     """
-    n, total = len(factors), tokens.ids.shape[0]
-    beyond = torch.full_like(tokens.ids[:1], FILL).expand(n - 1)
-    ids, row = torch.cat([tokens.ids, beyond]), torch.cat([tokens.row, beyond])
-    hashed = torch.zeros_like(tokens.ids)
-    whole, foreign = tokens.ids >= 0, torch.zeros_like(tokens.ids, dtype=torch.bool)
-    for j, factor in enumerate(factors):
-        part = ids[j : total + j]
-        hashed = hashed + part.clamp(min=0) * factor
-        whole = whole & (part >= 0) & (row[j : total + j] == tokens.row)
-        foreign = foreign | (part == unknown)
-    if n == 1:  # what is learnt of the unknown token itself is known
-        foreign = torch.zeros_like(foreign)
-    return torch.where(foreign, tokens.place.clamp(min=0), hashed % HASH_PRIME), whole, foreign
+    parts, rows = token_windows(tokens.ids, SIZES), token_windows(tokens.row, SIZES)
+    read = [part.clamp(min=0) for part in parts]
+    inside = [(part >= 0) & (row == tokens.row) for part, row in zip(parts, rows, strict=True)]
+    strange = [part == unknown for part in parts]
+    # What is learnt of the unknown token itself is known.
+    hashes, whole, foreign = [read[0]], [inside[0]], [torch.zeros_like(strange[0])]
+    strange_so_far = strange[0]
+    for n in HASHED:
+        hashes.append(_dot(read[:n], HASH_FACTORS[n]))
+        whole.append(whole[-1] & inside[n - 1])
+        strange_so_far = strange_so_far | strange[n - 1]
+        foreign.append(strange_so_far)
+    unseen = torch.stack(foreign)
+    hashed = torch.where(unseen, tokens.place.clamp(min=0), torch.stack(hashes) % HASH_PRIME)
+    return hashed, torch.stack(whole), unseen
 
 
-def _at_heaviest_place(hashed: Tensor, valid: Tensor, row: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort n-grams by text, hash and weight, and mark the last of each run: (order, row, is it), each [T].
+def _dot(parts: list[Tensor], factors: tuple[int, ...]) -> Tensor:
+    total = parts[0] * factors[0]
+    for part, factor in zip(parts[1:], factors[1:], strict=True):
+        total = total + part * factor
+    return total
 
-    One sort serves all texts: the text's number stands above the 40 bits of the hash, the weight in thousandths below.
+
+def _at_heaviest_place(hashed: Tensor, valid: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+    """Whether each n-gram [3, T] counts: no other place of its text has the same one, with more weight or later.
+
+    It is the last of its run in an order by text, hash and weight. One sort serves all texts: the text's number stands
+    above the 40 bits of the hash, the weight in thousandths below.
     """
     steps = torch.round(weight * 1000).to(torch.int64)
     key = (row * (1 << 40) + hashed) * _WEIGHT_STEPS + steps
-    combined, order = torch.sort(torch.where(valid, key, torch.full_like(key, -1)))
-    key, row, valid = hashed[order], row[order], combined >= 0
-    differs = (key[1:] != key[:-1]) | (row[1:] != row[:-1]) | ~valid[:-1]
-    return order, row, valid & torch.cat([differs, torch.ones_like(valid[:1])])
+    combined, order = torch.sort(torch.where(valid, key, torch.full_like(key, -1)), dim=1)
+    key, row, valid = hashed.gather(1, order), row[order], combined >= 0
+    differs = (key[:, 1:] != key[:, :-1]) | (row[:, 1:] != row[:, :-1]) | ~valid[:, :-1]
+    last = valid & torch.cat([differs, torch.ones_like(valid[:, :1])], 1)
+    return torch.zeros_like(last).scatter(1, order, last)
