@@ -19,6 +19,7 @@ from export.encoder import Ids, TextEncoder
 from export.errors import ExportError, GateError
 from export.graph import ServedClassifier
 from export.outputs import BET, REASONS, Kind
+from export.pieces import vocabulary
 from export.rows import RowFiles, labelled_rows
 from export.texts import Truth
 from train.calibration import Calibration, score
@@ -60,6 +61,11 @@ class BetCheckpoint:
         """Head and tail of a text, without special tokens."""
         config = self.whole.model.config
         return TextEncoder(self.whole.tokenizer, config.max_tokens, config.head_tokens, False, config.unk_token_id)
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """The vocabulary, by id."""
+        return vocabulary(self.whole.tokenizer, self.whole.model.config.vocab_size)
 
     @property
     def tokenizer_file(self) -> bytes:
@@ -121,7 +127,7 @@ class BetCheckpoint:
     def classifier(self, decision: AnyDecision) -> ServedClassifier:
         """The model with the decision."""
         assert isinstance(decision, Decision)
-        return ServedClassifier(self.whole.model, decision).eval()
+        return ServedClassifier(self.whole.model, decision, self.pieces).eval()
 
     @torch.no_grad()
     def answers(self, decision: AnyDecision, documents: Sequence[Ids]) -> Answers:

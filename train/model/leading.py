@@ -38,7 +38,7 @@ def leading_ngrams(terms: Tensor, tokens: Tokens, predicted: Tensor, scale: Tens
     towards = towards_class(terms, predicted[tokens.row])
     # k more tokens that say nothing, and of no text: a batch may have fewer.
     towards, row = pad(towards, (0, 0, 0, k)), pad(tokens.row, (0, k), value=-1)
-    # The k tokens of each text at which the largest terms start hold all that are wanted, in a third of the comparisons.
+    # The k tokens of each text at which the largest terms start hold all that are wanted: a third of the comparisons.
     own = torch.arange(rows, device=row.device)[:, None] == row
     start = torch.where(own, towards.abs().amax(1), 0.0).topk(k, dim=1)  # of [R, T + k]
     said = (towards[start.indices] * (start.values > 0)[:, :, None]).flatten(1)  # [R, 3k]
