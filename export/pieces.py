@@ -22,14 +22,12 @@ def vocabulary(tokenizer: Tokenizer, size: int) -> list[str]:
 def piece_table(pieces: Sequence[str]) -> list[str]:
     """V pieces -> 2V + 2 texts: V that open an n-gram, an empty one, V that go on, an empty one.
 
-    Index -1, from the end, is so empty, and V + 1 beyond it as well. WordPiece marks what goes on with a word, byte-level
-    BPE and SentencePiece what begins one; only the first is shown where it opens an n-gram: `##ing`.
+    Index -1, from the end, is so empty, and V + 1 beyond it as well. WordPiece marks what goes on with a word,
+    byte-level BPE and SentencePiece what begins one. Only the first mark is shown, where it opens an n-gram: `##ing`.
     """
     if any(piece.startswith(_CONTINUED) for piece in pieces):
         opening = list(pieces)
-        going_on = [
-            piece.removeprefix(_CONTINUED) if piece.startswith(_CONTINUED) else f" {piece}" for piece in pieces
-        ]
+        going_on = [piece.removeprefix(_CONTINUED) if piece.startswith(_CONTINUED) else f" {piece}" for piece in pieces]
     else:
         by_bytes = decoders.ByteLevel() if any(piece.startswith(_BYTE_SPACE) for piece in pieces) else None
         going_on = [by_bytes.decode([piece]) if by_bytes else piece.replace(_SPACE, " ") for piece in pieces]

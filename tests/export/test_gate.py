@@ -23,6 +23,7 @@ from export.checkpoints import load_checkpoint
 from export.graph import ServedClassifier
 from export.outputs import BET
 from export.parity import Parity, run, torch_executor, ways_of_asking
+from export.pieces import vocabulary
 from export.texts import GateText, choose_texts
 from train.checkpoint import load_production, seal
 from train.model.posterior import Posterior
@@ -202,7 +203,8 @@ def some_texts(tiny_checkpoint: Path) -> list[GateText]:
 
 def answers_of(checkpoint: Path, texts: Sequence[GateText]) -> tuple[Answers, ServedClassifier, tuple[str, ...]]:
     loaded = load_production(checkpoint)
-    classifier = ServedClassifier(loaded.model, loaded.calibration.decide()).eval()
+    pieces = vocabulary(loaded.tokenizer, loaded.model.config.vocab_size)
+    classifier = ServedClassifier(loaded.model, loaded.calibration.decide(), pieces).eval()
     executor = torch_executor(classifier, BET, loaded.label_names)
     return (
         run(executor, [t.ids for t in texts], [([i], False) for i in range(len(texts))]),
