@@ -14,7 +14,7 @@ from train.model.leading import leading_ngrams
 from train.model.segments import FILL
 from train.prediction import pack
 
-VOCABULARY, SLOTS, UNKNOWN, K = 40, 256, 1, 8
+VOCABULARY, SLOTS, UNKNOWN, K = 40, 512, 1, 8
 Ngram = tuple[int, ...]
 
 
@@ -77,6 +77,7 @@ texts_of_ids = st.lists(st.lists(st.integers(0, 12), min_size=0, max_size=40), m
 def test_the_leading_ngrams_are_the_largest_terms_of_the_sum(classes: int, texts: list[list[int]], fill: int) -> None:
     model = MODELS[classes]
     ids, lengths = pack([np.array(text + [FILL] * fill, np.int64) for text in texts])
+    ids = torch.cat([ids, torch.tensor([FILL])])  # as the served graph does, where no text may have a token
     with torch.no_grad():
         tokens = model.read_tokens(ids, lengths)
         evidence = model.evidence(tokens)
