@@ -7,7 +7,7 @@ does not have is None on every side; one that a single side lacks counts as infi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -57,6 +57,11 @@ class Answers:
         """These rows, in this order."""
         index = np.asarray(rows, dtype=np.int64)
         return Answers(**{name: values[index] for name, values in self.given().items()})
+
+    def only(self, names: Iterable[str]) -> Answers:
+        """These outputs, as far as there are any."""
+        given = self.given()
+        return Answers(**{name: given[name] for name in names if name in given})
 
     def given(self) -> dict[str, NDArray[Any]]:
         """The outputs that there are, by name."""

@@ -52,12 +52,12 @@ def write_page(report: Report, path: Path, *, rows: str, figures: Sequence[Path]
     parts = [
         f"<h1>{escape(rows)}</h1>",
         f"<p>{report.details['rows']['count']:,} rows. Intervals are at 95 %.</p>",
-        _table(("figure", "value", "interval", "unit", "target", ""), checks),
+        table(("figure", "value", "interval", "unit", "target", ""), checks),
         *(_figure(path) for path in figures),
     ]
     for key, title in _GROUPS.items():
         groups = report.details.get(key, [])
-        parts += [f"<h2>{title}</h2>", _table(_GROUP_HEAD, (_group(group) for group in groups))]
+        parts += [f"<h2>{title}</h2>", table(_GROUP_HEAD, (_group(group) for group in groups))]
     kinds: Mapping[str, Mapping[str, Any]] = report.details.get("unfamiliar", {})
     if kinds:
         body = (
@@ -72,10 +72,15 @@ def write_page(report: Report, path: Path, *, rows: str, figures: Sequence[Path]
             "AUROC of total",
             "accepted all the same",
         )
-        parts += ["<h2>Unfamiliar text</h2>", _table(head, body)]
+        parts += ["<h2>Unfamiliar text</h2>", table(head, body)]
+    return write_document(path, rows, parts)
+
+
+def write_document(path: Path, title: str, parts: Iterable[str], style: str = "") -> Path:
+    """Write HTML `parts` as one page, with `style` behind the common one."""
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(rows)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>{''.join(parts)}</body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -100,7 +105,8 @@ def _group(group: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """An HTML table of plain texts."""
     body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     return "<table><tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + f"</tr>{body}</table>"
 
