@@ -49,7 +49,7 @@ def test_the_ngrams_that_spoke_are_those_of_the_text_by_either_file(
         connect(url, model=model, timeout=30).predict_many(REVIEWS, diagnostics=True)
         for model in ("bet", "bet_torchscript")
     )
-    for text, answer, other in zip(REVIEWS, by_onnx, by_torchscript, strict=True):
+    for answer, other in zip(by_onnx, by_torchscript, strict=True):
         evidence = answer.diagnostics.evidence
         assert [e.nats for e in evidence] == pytest.approx([e.nats for e in other.diagnostics.evidence], abs=1e-4)
         assert [abs(e.nats) for e in evidence] == sorted((abs(e.nats) for e in evidence), reverse=True)
