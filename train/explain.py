@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def explain_texts(path: Path, texts: Sequence[str]) -> Explained:
 @torch.no_grad()
 def explain(checkpoint: Checkpoint, text: str) -> Explanation:
     """Explain the answer to one text that is not blank."""
-    model, posterior = checkpoint.model.eval(), checkpoint.model.posterior
+    model = checkpoint.model.train(False)
+    posterior = model.posterior
     config = model.config
     [document] = encode(checkpoint.tokenizer, [text], config.max_tokens, config.head_tokens)
     spans = _spans(checkpoint, text)
@@ -192,8 +194,8 @@ def _spans(checkpoint: Checkpoint, text: str) -> list[tuple[int, int]]:
 
 
 def _written(text: str, spans: Sequence[tuple[int, int]]) -> str:
-    """Tokens as they stand in the text, on one line; where the model did not read what lies between, the gap is shown."""
-    between = [" … " if text[a:b].strip() else text[a:b] for (_, a), (b, _) in zip(spans, spans[1:], strict=False)]
+    """Tokens as they stand in the text, on one line; a gap is shown where the model did not read what lies between."""
+    between = [" … " if text[a:b].strip() else text[a:b] for (_, a), (b, _) in pairwise(spans)]
     words = [text[first:last] for first, last in spans]
     return " ".join("".join(part for pair in zip(words, [*between, ""], strict=True) for part in pair).split())
 

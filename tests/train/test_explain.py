@@ -36,7 +36,7 @@ def test_the_parts_add_up(tiny_checkpoint: Path, text: str) -> None:
     parts = components_of(model, documents)
     posterior = model.posterior
     evidence, streams = posterior.log_evidence_scale.exp() * parts.evidence[0], posterior.log_trunk_scale.exp()
-    columns = class_logits(evidence + streams * parts.trunk[0].mean(0) + posterior.bias)
+    columns = class_logits(evidence + streams * parts.trunk[0].mean(0) + posterior.bias).detach()
     predicted = checkpoint.label_names.index(found.label)
     assert float(columns[predicted] - columns[1 - predicted]) == pytest.approx(found.logit, abs=1e-4)
     assert len(found.segments) == math.ceil(len(documents[0]) / model.config.segment_length)
