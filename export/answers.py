@@ -7,14 +7,15 @@ does not have is None on every side; one that a single side lacks counts as infi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.outputs import WIDE
+from export.outputs import PIECES, WIDE
+from export.pieces import NGRAM_SEPARATOR
 
 Floats = NDArray[np.float32]
 
@@ -22,6 +23,9 @@ VALUE_TOLERANCE = 5e-4
 """What a regression's value may differ by, in standard deviations of the values. The arithmetic is that of a softmax's
 logits, without an activation that would shrink what each library rounds: eight families of two layers differ by up to
 2.1e-5, and deeper ones need room. A twentieth of a hundredth of the spread is finer than anybody labels."""
+
+EVIDENCE_TOLERANCE = 1e-4
+"""Nats that an n-gram may say more or less on another side; two that are no further apart may change places."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Answers:
     concentration: Floats | None = None  # [N, C]
     order_dispersion: Floats | None = None  # [N]
     evidence_budget: NDArray[np.int32] | None = None  # [N]
+    evidence_ngrams: NDArray[np.str_] | None = None  # [N, 8], empty behind the last
+    evidence_nats: Floats | None = None  # [N, 8]
     assigned: NDArray[np.bool_] | None = None  # [N, C]
     undecided: NDArray[np.bool_] | None = None  # [N, C]
     value: Floats | None = None  # [N]
@@ -52,6 +58,11 @@ class Answers:
         index = np.asarray(rows, dtype=np.int64)
         return Answers(**{name: values[index] for name, values in self.given().items()})
 
+    def only(self, names: Iterable[str]) -> Answers:
+        """These outputs, as far as there are any."""
+        given = self.given()
+        return Answers(**{name: given[name] for name in names if name in given})
+
     def given(self) -> dict[str, NDArray[Any]]:
         """The outputs that there are, by name."""
         return {field.name: values for field in fields(self) if (values := getattr(self, field.name)) is not None}
@@ -61,6 +72,9 @@ class Answers:
         """From a graph's outputs and their names, each an array or tensor [R, 1] or [R, C], or a list of R names."""
         values: dict[str, Any] = {}
         for name, output in zip(names, outputs, strict=True):
+            if name == "evidence_ngrams":
+                values[name] = _ngrams(output)
+                continue
             array = np.array(output, dtype=np.str_) if name in ("label", "reason") else np.asarray(output)
             values[name] = array if name in WIDE else array.reshape(-1)
         return Answers(**values)
@@ -84,11 +98,13 @@ class Difference:
     concentration: float | None  # largest relative difference
     order_dispersion: float | None  # largest difference
     evidence_budget: float | None  # largest difference, orders
+    evidence: float | None  # largest difference of the n-grams' nats without their signs, the heaviest first
     label_flips: int | None  # texts with another label, or another set of labels
     review_flips: int | None
     reason_flips: int | None
     prediction_set_flips: int | None
     undecided_flips: int | None  # texts with other undecided labels
+    ngram_flips: int | None  # texts with another n-gram, or one with other nats, beyond what may change places
     non_finite: tuple[str, ...]  # outputs, by name, of either side
     worst: int  # the text with the largest difference of `answer`
 
@@ -117,11 +133,13 @@ def compare(reference: Answers, other: Answers, scale: float | None = None) -> D
         concentration=_largest(reference, other, "concentration", relative=True),
         order_dispersion=_largest(reference, other, "order_dispersion"),
         evidence_budget=_largest(reference, other, "evidence_budget"),
+        evidence=_largest(_loudness(reference), _loudness(other), "evidence_nats"),
         label_flips=max((flips for flips in labels if flips is not None), default=None),
         review_flips=_flips(reference, other, "review"),
         reason_flips=_flips(reference, other, "reason"),
         prediction_set_flips=_flips(reference, other, "prediction_set"),
         undecided_flips=_flips(reference, other, "undecided"),
+        ngram_flips=_ngram_flips(reference, other),
         non_finite=tuple(sorted(set(_non_finite(reference)) | set(_non_finite(other)))),
         worst=int(answer.argmax()),
     )
@@ -180,6 +198,46 @@ def _flips(reference: Answers, other: Answers, name: str) -> int | None:
     if a is None or b is None:
         return len(reference)
     return int((a != b).reshape(len(a), -1).any(1).sum())
+
+
+def _ngrams(output: Any) -> NDArray[np.str_]:
+    """n-grams [N, 8] from pieces [N, 24], or from N texts with an n-gram on each line."""
+    if isinstance(output, list):
+        return np.array([text.split(NGRAM_SEPARATOR) for text in output], dtype=np.str_)
+    pieces = np.asarray(output).reshape(len(output), -1, PIECES)
+    return np.array([["".join(parts) for parts in row] for row in pieces.tolist()], dtype=np.str_)
+
+
+def _loudness(answers: Answers) -> Answers:
+    nats = answers.evidence_nats
+    return answers if nats is None else replace(answers, evidence_nats=np.abs(nats))
+
+
+def _ngram_flips(reference: Answers, other: Answers) -> int | None:
+    """Texts in which a side misses an n-gram that the other names; None where neither names any.
+
+    The quietest that are named may have been chosen otherwise among equals, so they may be missing.
+    """
+    if reference.evidence_ngrams is None and other.evidence_ngrams is None:
+        return None
+    sides = [(side.evidence_ngrams, side.evidence_nats) for side in (reference, other)]
+    named = [(ngrams, nats) for ngrams, nats in sides if ngrams is not None and nats is not None]
+    if len(named) < 2:
+        return len(reference)
+    (ngrams, nats), (others, their_nats) = named
+    same = ((ngrams == others) & (np.abs(nats - their_nats) <= EVIDENCE_TOLERANCE)).all(1)
+    return sum(
+        not (_all_named(ngrams[i], nats[i], others[i], their_nats[i]))
+        or not _all_named(others[i], their_nats[i], ngrams[i], nats[i])
+        for i in np.flatnonzero(~same)
+    )
+
+
+def _all_named(ngrams: NDArray[np.str_], nats: Floats, others: NDArray[np.str_], their_nats: Floats) -> bool:
+    """Whether each n-gram of a text that is louder than the quietest named stands among the others, with its nats."""
+    near = np.abs(nats[:, None] - their_nats) <= EVIDENCE_TOLERANCE
+    found = ((ngrams[:, None] == others) & near).any(1)
+    return bool((found | (np.abs(nats) <= np.abs(nats).min() + EVIDENCE_TOLERANCE)).all())
 
 
 def _largest(reference: Answers, other: Answers, name: str, *, relative: bool = False) -> float | None:

@@ -18,7 +18,9 @@ from export.decisions import AnyDecision
 from export.encoder import Ids, TextEncoder
 from export.errors import ExportError, GateError
 from export.graph import ServedClassifier
+from export.ngrams import leading_by_hand
 from export.outputs import BET, REASONS, Kind
+from export.pieces import vocabulary
 from export.rows import RowFiles, labelled_rows
 from export.texts import Truth
 from train.calibration import Calibration, score
@@ -60,6 +62,11 @@ class BetCheckpoint:
         """Head and tail of a text, without special tokens."""
         config = self.whole.model.config
         return TextEncoder(self.whole.tokenizer, config.max_tokens, config.head_tokens, False, config.unk_token_id)
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """The vocabulary, by id."""
+        return vocabulary(self.whole.tokenizer, self.whole.model.config.vocab_size)
 
     @property
     def tokenizer_file(self) -> bytes:
@@ -121,14 +128,14 @@ class BetCheckpoint:
     def classifier(self, decision: AnyDecision) -> ServedClassifier:
         """The model with the decision."""
         assert isinstance(decision, Decision)
-        return ServedClassifier(self.whole.model, decision).eval()
+        return ServedClassifier(self.whole.model, decision, self.pieces).eval()
 
     @torch.no_grad()
     def answers(self, decision: AnyDecision, documents: Sequence[Ids]) -> Answers:
         """The model's own answers, each text alone.
 
-        The decision is taken here from its thresholds and not by the exported module, so that a mistake in that one's
-        own decision shows as well.
+        The decision is taken here from its thresholds, and the n-grams are found without the exported module, so that
+        its own mistakes show as well.
         """
         assert isinstance(decision, Decision)
         novelty = math.inf if decision.novelty_threshold is None else decision.novelty_threshold
@@ -136,6 +143,7 @@ class BetCheckpoint:
         parts = []
         for document in documents:
             p = self.whole.model.predict(*pack([document]))
+            ngrams, nats = leading_by_hand(self.whole.model, document, int(p.probabilities.argmax()), self.pieces)
             total, epistemic = p.total.numpy(), p.epistemic.numpy()
             uncertain = ~(total <= np.float32(decision.risk_threshold))
             unfamiliar = ~(epistemic <= np.float32(novelty))
@@ -153,6 +161,8 @@ class BetCheckpoint:
                     concentration=p.concentration.numpy(),
                     order_dispersion=p.order_dispersion.numpy(),
                     evidence_budget=p.evidence_budget.numpy().astype(np.int32),
+                    evidence_ngrams=np.array([ngrams], dtype=np.str_),
+                    evidence_nats=np.array([nats], dtype=np.float32),
                 )
             )
         return Answers.joined(parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ MANIFEST, PARITY = "manifest.json", "parity.json"
 
 PROBE_TEXT = "An unexpected delight: the story is thin, but the acting is wonderful and I would watch it again."
 PROBED = ("label", "probabilities", "total", "value")
+_NAMED_LATER = ("evidence_ngrams", "evidence_nats")
 _GOLDEN = (PROBE_TEXT, "Terrible.", "I don't know<br /><br />what to say about it ...", *HOSTILE)
 
 
@@ -92,6 +94,7 @@ def describe(
         "name": name,
         "version": version,
         "kind": kind.name,
+        "outputs": [output.name for output in kind.outputs],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit,
         "labels": list(labels),
@@ -107,8 +110,11 @@ def describe(
 
 
 def kind_of(manifest: Mapping[str, Any]) -> Kind:
-    """The kind of classifier that a version is."""
-    return KINDS[manifest.get("kind", BET.name)]
+    """The kind of classifier that a version is, with the outputs that it had when it was exported."""
+    kind = KINDS[manifest.get("kind", BET.name)]
+    # What was exported before manifests recorded them named no n-grams.
+    given = manifest.get("outputs", [output.name for output in kind.outputs if output.name not in _NAMED_LATER])
+    return replace(kind, outputs=tuple(output for output in kind.outputs if output.name in given))
 
 
 def served_budgets(manifest: Mapping[str, Any], *, torchscript: bool) -> list[dict[str, Any]]:

@@ -79,7 +79,10 @@ def write_onnx(
     if lower is not None:
         with quiet():
             model = lower(model)
-    _append_names(model, labels, kind)
+    tables = {"label": labels, "reason": REASONS}
+    if isinstance(classifier, ServedClassifier):
+        tables["evidence_ngrams"] = classifier.pieces
+    _append_names(model, tables, kind)
     _describe(model, labels, notes)
     check_loadable(model)
     check_deterministic(model)
@@ -157,12 +160,12 @@ def open_session(
     return onnxruntime.InferenceSession(path, options, providers=[provider])
 
 
-def _append_names(model: onnx.ModelProto, labels: Sequence[str], kind: Kind) -> None:
+def _append_names(model: onnx.ModelProto, tables: Mapping[str, Sequence[str]], kind: Kind) -> None:
     """Replace each index output by a Gather from a constant of names, keeping the order of the outputs."""
     graph = model.graph
     given = {output.name: output for output in graph.output}
     strings = {}
-    for name, values in (("label", labels), ("reason", REASONS)):
+    for name, values in tables.items():
         index = given.get(STRINGS[name])
         if index is None:
             continue

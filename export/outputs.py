@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LEADING = 8  # n-grams of a text that are named as having spoken loudest for and against the answer
+PIECES = 3  # pieces of a named n-gram; a shorter one has empty ones at its end
+
 REASONS = ("", "uncertain", "unfamiliar")
 """Why a text goes to review; the graph indexes this tuple."""
 
@@ -40,6 +43,8 @@ CLASSIFIER_OUTPUTS = (
     Output("concentration", "TYPE_FP32", per_class=True, diagnostic=True),
     Output("order_dispersion", "TYPE_FP32", diagnostic=True),
     Output("evidence_budget", "TYPE_INT32", diagnostic=True),
+    Output("evidence_ngrams", "TYPE_STRING", diagnostic=True, width=LEADING * PIECES),
+    Output("evidence_nats", "TYPE_FP32", diagnostic=True, width=LEADING),
 )
 MULTI_LABEL_OUTPUTS = (
     Output("probabilities", "TYPE_FP32", per_class=True),
@@ -52,7 +57,7 @@ MULTI_LABEL_OUTPUTS = (
 REGRESSION_OUTPUTS = (Output("value", "TYPE_FP32"), Output("prediction_interval", "TYPE_FP32", width=2))
 TOKENIZER_OUTPUTS = (Output("tokens", "TYPE_INT32"), Output("truncated", "TYPE_BOOL"))
 
-STRINGS = {"label": "label_index", "reason": "reason_index"}
+STRINGS = {"label": "label_index", "reason": "reason_index", "evidence_ngrams": "piece_index"}
 """Outputs that PyTorch cannot compute: the traced classifier returns the index instead."""
 
 WIDE = {

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.answers import VALUE_TOLERANCE, Answers, Difference, Floats, compare, scale_of
+from export.answers import EVIDENCE_TOLERANCE, VALUE_TOLERANCE, Answers, Difference, Floats, compare, scale_of
 from export.encoder import Ids
 from export.outputs import MULTI_LABEL, REASONS, REGRESSION, Kind
 from export.texts import GateText
@@ -38,6 +38,7 @@ TOLERANCES: Tolerances = {
     "concentration": 2e-2,
     "order_dispersion": 1e-5,  # a standard deviation of probabilities
     "evidence_budget": 1,  # it is rounded to whole orders, and either side of .5 is a right answer
+    "evidence": EVIDENCE_TOLERANCE,
 }
 PADDED_TOLERANCES: Tolerances = {
     # Twelve layers of products whose sums each library orders anew, for each width that a row is padded to, and a
@@ -62,8 +63,16 @@ _OTHERS = {
     "concentration": "relative",
     "order_dispersion": "",
     "evidence_budget": "orders",
+    "evidence": "nats",
 }
-FLIPS = ("label_flips", "review_flips", "reason_flips", "prediction_set_flips", "undecided_flips")
+FLIPS = (
+    "label_flips",
+    "review_flips",
+    "reason_flips",
+    "prediction_set_flips",
+    "undecided_flips",
+    "ngram_flips",
+)
 
 Executor = Callable[[Ids, np.ndarray[Any, np.dtype[np.int32]]], Answers]
 """input_ids [T], lengths [R, 1] -> answers of R texts."""
@@ -83,7 +92,8 @@ def torch_executor(classifier: nn.Module, kind: Kind, labels: Sequence[str]) -> 
         with torch.no_grad():
             tensors = classifier(torch.from_numpy(ids), torch.from_numpy(lengths))
         answer = dict(zip(names, (tensor.numpy() for tensor in tensors), strict=True))
-        for name, said in (("label", labels), ("reason", REASONS)):
+        said_of = {"label": labels, "reason": REASONS, "evidence_ngrams": getattr(classifier, "pieces", ())}
+        for name, said in said_of.items():
             if name in answer:
                 answer[name] = np.array(said, dtype=np.str_)[answer[name]]
         return Answers.of_outputs(names, list(answer.values()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,8 @@ def level_of(config: pb.ModelConfig) -> str:
 def torchscript_config(names: Names, classes: int, device: str = CPU, *, kind: Kind = BET) -> pb.ModelConfig:
     """The TorchScript classifier: as the ONNX one, but executed request by request."""
     config = _classifier(names.torchscript_classifier, "pytorch", classes, device, kind)
+    del config.output[:]
+    _add_outputs(config, _in_one_dimension(kind.outputs), classes)
     for output in config.output:
         if output.data_type == pb.TYPE_STRING:
             output.reshape.SetInParent()
@@ -228,7 +230,8 @@ def ensemble_config(
     classifier = names.torchscript_classifier if torchscript else names.classifier
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=MAX_ROWS)
     config.input.add(name="text", data_type=pb.TYPE_STRING, dims=[1])
-    _add_outputs(config, (*kind.outputs, *TOKENIZER_OUTPUTS), len(labels))
+    outputs = _in_one_dimension(kind.outputs) if torchscript else kind.outputs
+    _add_outputs(config, (*outputs, *TOKENIZER_OUTPUTS), len(labels))
     step = config.ensemble_scheduling.step.add(model_name=names.tokenizer, model_version=pins.version)
     step.input_map["text"] = "text"
     for tensor in ("input_ids", *(output.name for output in TOKENIZER_OUTPUTS)):
@@ -386,6 +389,11 @@ def _add_outputs(config: pb.ModelConfig, outputs: Iterable[Output], classes: int
             data_type=pb.DataType.Value(output.data_type),
             dims=[output.columns(classes)],
         )
+
+
+def _in_one_dimension(outputs: Iterable[Output]) -> list[Output]:
+    """The outputs as TorchScript gives them, whose strings are one of a row."""
+    return [replace(output, width=1) if output.data_type == "TYPE_STRING" else output for output in outputs]
 
 
 def _batch_dynamically(config: pb.ModelConfig, delay_microseconds: int = 0) -> None:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from bet_client import BetClientError, Client, Diagnostics, Prediction
@@ -21,10 +21,12 @@ from tritonclient.utils import InferenceServerException
 
 from export.answers import Answers, Floats
 from export.errors import GateError
+from export.outputs import LEADING
 from export.parity import ways_of_asking
 from export.repository import Names
 from export.texts import GateText
 
+T = TypeVar("T")
 Protocol = Literal["grpc", "http"]
 CONCURRENT_CALLERS = 40
 _TIMEOUT = 60.0  # seconds a call; the gate waits for right answers, it does not judge speed
@@ -142,6 +144,8 @@ def _all_answered(way: str, given: Sequence[Prediction | BetClientError]) -> lis
 def as_answers(predictions: Sequence[Prediction], labels: Sequence[str]) -> Answers:
     """Typed answers as arrays; a field that only some answers give counts as not finite where it is missing."""
     diagnostics = [p.diagnostics or Diagnostics(None, None, None) for p in predictions]
+    evidence = [d.evidence for d in diagnostics]
+    none_named = all(named is None for named in evidence)
     budget = [d.evidence_budget for d in diagnostics]
     return Answers(
         label=_names([p.label for p in predictions]),
@@ -157,6 +161,10 @@ def as_answers(predictions: Sequence[Prediction], labels: Sequence[str]) -> Answ
         evidence_budget=None
         if all(orders is None for orders in budget)
         else np.array([-1 if orders is None else orders for orders in budget], dtype=np.int32),
+        evidence_ngrams=None if none_named else np.array([_padded([e.text for e in n or ()], "") for n in evidence]),
+        evidence_nats=None
+        if none_named
+        else np.array([_padded([e.nats for e in n or ()], 0.0) for n in evidence], dtype=np.float32),
         assigned=_members([p.labels for p in predictions], labels),
         undecided=_members([p.undecided for p in predictions], labels),
         value=_column([p.value for p in predictions]),
@@ -167,6 +175,10 @@ def as_answers(predictions: Sequence[Prediction], labels: Sequence[str]) -> Answ
 
 
 # Each None where no answer gives the field: then the ensemble does not declare it.
+
+
+def _padded(values: list[T], fill: T) -> list[T]:
+    return values + [fill] * (LEADING - len(values))
 
 
 def _names(values: Sequence[str | None]) -> NDArray[np.str_] | None:

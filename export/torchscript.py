@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from export.errors import GraphError
 from export.graph import ServedClassifier, example_inputs
-from export.outputs import MULTI_LABEL, REASONS, REGRESSION
+from export.outputs import MULTI_LABEL, PIECES, REASONS, REGRESSION
 from export.padded import PaddedClassifier, pad_rows
+from export.pieces import NGRAM_SEPARATOR
 
 _RANDOM = ("aten::rand", "aten::normal", "aten::bernoulli", "aten::multinomial", "aten::uniform")
 
@@ -25,20 +26,51 @@ class NamedAnswers(nn.Module):
 
     labels: list[str]
     reasons: list[str]
+    pieces: list[str]
 
-    def __init__(self, traced: torch.jit.ScriptModule, labels: list[str], reasons: list[str]) -> None:
+    def __init__(
+        self, traced: torch.jit.ScriptModule, labels: list[str], reasons: list[str], pieces: list[str]
+    ) -> None:
         super().__init__()
         self.classifier = traced
         self.labels = labels
         self.reasons = reasons
+        self.pieces = pieces
+        self.size = PIECES
+        self.separator = NGRAM_SEPARATOR
 
     def forward(
         self, input_ids: Tensor, lengths: Tensor
-    ) -> tuple[list[str], Tensor, Tensor, Tensor, Tensor, Tensor, list[str], Tensor, Tensor, Tensor, Tensor]:
-        """input_ids [T], lengths [R, 1] -> the outputs; `label` and `reason` are lists of R names."""
+    ) -> tuple[
+        list[str],
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+        list[str],
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+        list[str],
+        Tensor,
+    ]:
+        """input_ids [T], lengths [R, 1] -> the outputs; `label` and `reason` are lists of R names.
+
+        `evidence_ngrams` is a list of R texts, n-grams one a line: the backend takes strings in one dimension only.
+        """
         answer = self.classifier(input_ids, lengths)
         label_index: list[int] = answer[0][:, 0].tolist()
         reason_index: list[int] = answer[6][:, 0].tolist()
+        piece_index: list[list[int]] = answer[11].tolist()
+        ngrams: list[str] = []
+        for row in piece_index:
+            texts = [
+                "".join([self.pieces[i] for i in row[first : first + self.size]])
+                for first in range(0, len(row), self.size)
+            ]
+            ngrams.append(self.separator.join(texts))
         return (
             [self.labels[i] for i in label_index],
             answer[1],
@@ -51,6 +83,8 @@ class NamedAnswers(nn.Module):
             answer[8],
             answer[9],
             answer[10],
+            ngrams,
+            answer[12],
         )
 
 
@@ -139,7 +173,7 @@ def write_torchscript(classifier: ServedClassifier | PaddedClassifier, labels: S
                 named = _named(traced, classifier, list(labels))
             else:
                 traced = torch.jit.trace(classifier.eval(), example_inputs(), check_trace=False)
-                named = NamedAnswers(traced, list(labels), list(REASONS))
+                named = NamedAnswers(traced, list(labels), list(REASONS), classifier.pieces)
             _follow_the_input(traced)
             scripted = torch.jit.script(named)
             random = sorted({node.kind() for node in traced.inlined_graph.nodes() if _draws(node)})

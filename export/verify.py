@@ -77,9 +77,10 @@ def verify(options: VerifyOptions) -> Report:
     precision = manifest.get("precision", FP32.name)
     if checkpoint is not None and precision == FP32.name:
         truth = f"PyTorch, from {checkpoint.path}"
-        reference = checkpoint.answers(
+        answers = checkpoint.answers(
             decision_of(checkpoint.kind, manifest["calibration"]), [text.ids for text in texts]
         )
+        reference = answers.only(output.name for output in kind_of(manifest).outputs)
     else:
         why = "the checkpoint of the manifest is not there" if checkpoint is None else f"it is in {precision}"
         truth = f"the exported graph, by ONNX Runtime in this process ({why})"

@@ -259,6 +259,13 @@ def require_same_answers(
             f"{names.ensemble!r} answers with the labels {', '.join(manifest['labels'])} and this checkpoint has "
             f"{', '.join(labels)}; its callers would not know them: choose another --name"
         )
+    if manifest is not None and kind_of(manifest).name == kind.name and kind_of(manifest) != kind:
+        # One configuration serves all versions of a name, and a graph that lacks one of its outputs would not load.
+        missing = sorted({o.name for o in kind.outputs} ^ {o.name for o in kind_of(manifest).outputs})
+        raise RepositoryError(
+            f"{names.ensemble!r} and this version differ in the outputs {', '.join(missing)}, since an older release "
+            "exported one of them: choose another --name or --repository"
+        )
     if manifest is not None and kind_of(manifest) != kind:
         raise RepositoryError(
             f"{names.ensemble!r} is a {kind_of(manifest).name} classifier and this checkpoint a {kind.name} one, with "

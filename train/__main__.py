@@ -1,4 +1,4 @@
-"""`python -m train`: fit a classifier, or evaluate a checkpoint on its held-out part."""
+"""`python -m train`: fit a classifier, evaluate a checkpoint on its held-out part, or explain its answers."""
 
 from __future__ import annotations
 
@@ -113,6 +113,15 @@ def _spread(options: argparse.Namespace) -> int:
     return report.exit_status(report_only=options.report_only)
 
 
+def _explain(options: argparse.Namespace) -> int:
+    from train.explain import explain_texts, texts_to_explain  # noqa: PLC0415
+
+    explained = explain_texts(options.checkpoint, texts_to_explain(options.text, options.file))
+    page = explained.write()
+    print(json.dumps(explained.as_dict()) if options.json else f"{explained.lines()}\n{page}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -205,6 +214,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     spread.add_argument("--report-only", action="store_true", help="exit 0 also where a check does not hold")
     spread.set_defaults(run=_spread)
+
+    explain = commands.add_parser(
+        "explain",
+        help="which n-grams spoke for and against an answer",
+        description="Answer texts with a production checkpoint, say which n-grams spoke for and against each answer, "
+        "and write build/explain/report.html.",
+        epilog='example: python -m train explain build/checkpoint/production "A dull, overlong film."',
+    )
+    explain.add_argument("checkpoint", type=Path, help="a production checkpoint folder")
+    explain.add_argument("text", nargs="*", metavar="TEXT", help="texts to answer")
+    explain.add_argument("--file", type=Path, metavar="FILE", help="a text file instead, one text a line")
+    explain.add_argument("--json", action="store_true", help="print the result as JSON")
+    explain.set_defaults(run=_explain)
 
     for command in (fit, evaluate, ablate, spread):
         command.add_argument("--cache-dir", type=Path, help="cache of Hugging Face datasets (default: its own)")

@@ -52,12 +52,12 @@ def write_page(report: Report, path: Path, *, rows: str, figures: Sequence[Path]
     parts = [
         f"<h1>{escape(rows)}</h1>",
         f"<p>{report.details['rows']['count']:,} rows. Intervals are at 95 %.</p>",
-        _table(("figure", "value", "interval", "unit", "target", ""), checks),
+        table(("figure", "value", "interval", "unit", "target", ""), checks),
         *(_figure(path) for path in figures),
     ]
     for key, title in _GROUPS.items():
         groups = report.details.get(key, [])
-        parts += [f"<h2>{title}</h2>", _table(_GROUP_HEAD, (_group(group) for group in groups))]
+        parts += [f"<h2>{title}</h2>", table(_GROUP_HEAD, (_group(group) for group in groups))]
     kinds: Mapping[str, Mapping[str, Any]] = report.details.get("unfamiliar", {})
     if kinds:
         body = (
@@ -72,7 +72,7 @@ def write_page(report: Report, path: Path, *, rows: str, figures: Sequence[Path]
             "AUROC of total",
             "accepted all the same",
         )
-        parts += ["<h2>Unfamiliar text</h2>", _table(head, body)]
+        parts += ["<h2>Unfamiliar text</h2>", table(head, body)]
     away: Mapping[str, Mapping[str, Any]] = report.details.get("shift", {})
     if away:
         found = {check.name: check.value for check in report.checks}
@@ -82,9 +82,9 @@ def write_page(report: Report, path: Path, *, rows: str, figures: Sequence[Path]
         )
         parts += [
             "<h2>Away from home</h2>",
-            _table(("rows of another kind", "number", *(title for _, title in _SHIFT)), moved),
+            table(("rows of another kind", "number", *(title for _, title in _SHIFT)), moved),
         ]
-    return _write(path, rows, parts)
+    return write_document(path, rows, parts)
 
 
 def write_folds(report: Report, path: Path) -> Path:
@@ -109,15 +109,16 @@ def write_folds(report: Report, path: Path) -> Path:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<ul>{''.join(pages)}</ul>",
-        _table(("figure", "mean", "deviation", "smallest", "largest", "interval of the mean", "target", ""), body),
+        table(("figure", "mean", "deviation", "smallest", "largest", "interval of the mean", "target", ""), body),
     ]
-    return _write(path, title, parts)
+    return write_document(path, title, parts)
 
 
-def _write(path: Path, title: str, parts: Sequence[str]) -> Path:
+def write_document(path: Path, title: str, parts: Iterable[str], style: str = "") -> Path:
+    """Write HTML `parts` as one page, with `style` behind the common one."""
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>{''.join(parts)}</body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -170,7 +171,8 @@ def _group(group: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """An HTML table of plain texts."""
     body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     return "<table><tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + f"</tr>{body}</table>"
 

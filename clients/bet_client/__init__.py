@@ -19,7 +19,7 @@ from bet_client.errors import (
     UnavailableError,
 )
 from bet_client.sync import Client
-from bet_client.types import Budget, Diagnostics, Prediction
+from bet_client.types import Budget, Diagnostics, NgramEvidence, Prediction
 
 __all__ = [
     "MAX_REQUEST_BYTES",
@@ -34,6 +34,7 @@ __all__ = [
     "IncompatibleModelError",
     "InvalidInputError",
     "ModelNotFoundError",
+    "NgramEvidence",
     "Prediction",
     "ServerError",
     "TransportError",

@@ -22,7 +22,8 @@ OPTIONAL = (
     *("total", "aleatoric", "epistemic", "review", "reason", "prediction_set", "undecided", "prediction_interval"),
     *("tokens", "truncated"),
 )
-DIAGNOSTICS = ("concentration", "order_dispersion", "evidence_budget")
+EVIDENCE = ("evidence_ngrams", "evidence_nats")
+DIAGNOSTICS = ("concentration", "order_dispersion", "evidence_budget", *EVIDENCE)
 
 MAX_REQUEST_BYTES = 4 * 2**20
 """UTF-8 bytes of text in one request, on both protocols; a single text above it is refused without being sent."""

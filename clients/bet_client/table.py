@@ -28,6 +28,7 @@ class Table:
         for text, answer in zip(texts, answers, strict=True):
             if isinstance(answer, Prediction):
                 yield self._line(answer, beginning(text))
+                yield from self._evidence(answer)
             else:
                 yield f"{'error':<{self._first_width or 5}}  {answer}  {beginning(text)}".rstrip()
 
@@ -63,6 +64,13 @@ class Table:
         budget = "–" if found.evidence_budget is None else str(found.evidence_budget)
         shown = " ".join(f"{value:.1f}" for value in (found.concentration or {}).values()) or "–"
         return f"{_number(found.order_dispersion):>10}  {budget:>6}  {shown:<13}"
+
+    def _evidence(self, answer: Prediction) -> Iterator[str]:
+        """A line of what spoke for the answer and one of what spoke against it, as far as anything did."""
+        named = (answer.diagnostics.evidence if answer.diagnostics else None) or ()
+        for side, ngrams in (("for", [e for e in named if e.nats > 0]), ("against", [e for e in named if e.nats < 0])):
+            if ngrams:
+                yield f"  {side:<7}  {', '.join(f'{beginning(e.text)} {e.nats:+.2f}' for e in ngrams)}"
 
     @staticmethod
     def _undecided_width(answer: Prediction) -> int:

@@ -13,6 +13,16 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
+class NgramEvidence:
+    """One n-gram of the text, and what it says."""
+
+    text: str
+    """Its words; ``##`` where it begins inside a word."""
+    nats: float
+    """By how much it moves the log-odds of the answer: positive for the label, negative against it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnostics:
     """How the model came to its answer; asked for with ``diagnostics=True``."""
 
@@ -22,6 +32,9 @@ class Diagnostics:
     """Standard deviation of the probability over the orders in which the evidence was read."""
     evidence_budget: int | None
     """How many orders the text would have deserved (k*)."""
+    evidence: tuple[NgramEvidence, ...] | None = None
+    """The n-grams that spoke loudest for and against the label, at most eight, the loudest first. They are terms of a
+    sum, which is only a part of what the answer rests on: the model reads the words in their order as well."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient import http as triton_http
 
-from bet_client.contract import INPUT, MAX_REQUEST_BYTES, ModelContract
+from bet_client.contract import EVIDENCE, INPUT, MAX_REQUEST_BYTES, ModelContract
 from bet_client.deadline import Deadline
 from bet_client.errors import IncompatibleModelError, InvalidInputError, ServerError
 from bet_client.faults import from_http
-from bet_client.types import Diagnostics, Prediction
+from bet_client.types import Diagnostics, NgramEvidence, Prediction
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The HTTP header that says where, in a body of JSON and tensors, the tensors begin."""
@@ -172,7 +172,7 @@ def read_predictions(
     """One prediction per row.
 
     Args:
-        answers: by output name, each `[rows, width]`.
+        answers: by output name, each `[rows, width]`; how many n-grams are named is the model's to say.
         contract: names the classes.
         rows: how many texts were sent.
         outputs: the names that were asked for.
@@ -185,13 +185,48 @@ def read_predictions(
     widths = {**dict.fromkeys(PER_CLASS, len(contract.labels)), "prediction_interval": 2}
     columns: dict[str, list[Any]] = {}
     for name in outputs:
+        if name in EVIDENCE:
+            continue
         shape = (rows, widths.get(name, 1))
         if name not in answers or answers[name].shape != shape:
             found = answers[name].shape if name in answers else "missing"
             raise IncompatibleModelError(f"output {name!r} of model {contract.model!r} is {found}, not {shape}")
         values = answers[name].tolist()
         columns[name] = values if name in widths else [value for (value,) in values]
+    if set(EVIDENCE) <= set(outputs):
+        columns["evidence"] = _read_evidence(answers, contract, rows)
     return [_read_row(columns, row, contract, diagnostics) for row in range(rows)]
+
+
+def _read_evidence(answers: Tensors, contract: ModelContract, rows: int) -> list[tuple[NgramEvidence, ...]]:
+    """The n-grams of each row.
+
+    Args:
+        answers: nats [rows, k], and n-grams [rows, k * m] in m pieces each, or [rows, 1] with one on each line.
+
+    Raises:
+        IncompatibleModelError: if the two do not fit each other, or the rows.
+    """
+    ngrams, nats = (answers.get(name, np.empty(())) for name in EVIDENCE)
+    fits = ngrams.ndim == nats.ndim == 2 and len(ngrams) == len(nats) == rows and nats.shape[1] > 0
+    count = nats.shape[1] if fits else 1
+    by_line = fits and ngrams.shape[1] == 1
+    if not fits or not (by_line or (ngrams.shape[1] and ngrams.shape[1] % count == 0)):
+        raise IncompatibleModelError(
+            f"outputs {', '.join(EVIDENCE)} of model {contract.model!r} are {ngrams.shape} and {nats.shape}"
+        )
+    found = []
+    for pieces, values in zip(ngrams.tolist(), nats.tolist(), strict=True):
+        size = len(pieces) // count
+        if by_line:
+            joined = pieces[0].split(b"\n")
+        else:
+            joined = [b"".join(pieces[i : i + size]) for i in range(0, len(pieces), size)]
+        if len(joined) != count:
+            raise IncompatibleModelError(f"model {contract.model!r} names {len(joined)} n-grams with {count} numbers")
+        named = zip(joined, values, strict=True)
+        found.append(tuple(NgramEvidence(raw.decode("utf-8"), value) for raw, value in named if value))
+    return found
 
 
 def _read_row(columns: dict[str, list[Any]], row: int, contract: ModelContract, diagnostics: bool) -> Prediction:
@@ -221,6 +256,7 @@ def _read_row(columns: dict[str, list[Any]], row: int, contract: ModelContract, 
         concentration=by_label("concentration"),
         order_dispersion=value("order_dispersion"),
         evidence_budget=value("evidence_budget"),
+        evidence=value("evidence"),
     )
     return Prediction(
         label=label,

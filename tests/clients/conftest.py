@@ -35,6 +35,8 @@ OUTPUTS = {
     "concentration": ("TYPE_FP32", 2),
     "order_dispersion": ("TYPE_FP32", 1),
     "evidence_budget": ("TYPE_INT32", 1),
+    "evidence_ngrams": ("TYPE_STRING", 6),
+    "evidence_nats": ("TYPE_FP32", 3),
 }
 FEW_OUTPUTS = ("label", "probabilities", "total", "tokens", "truncated")
 

@@ -20,6 +20,7 @@ LABELS = ("negative", "positive")
 OUTPUTS = (
     *("label", "probabilities", "total", "aleatoric", "epistemic", "review", "reason", "prediction_set"),
     *("tokens", "truncated", "concentration", "order_dispersion", "evidence_budget"),
+    *("evidence_ngrams", "evidence_nats"),
 )
 
 
@@ -55,6 +56,8 @@ def answer(raw: bytes) -> dict[str, NDArray[Any]]:
         "concentration": probabilities * 10,
         "order_dispersion": np.array([0.25], np.float32),
         "evidence_budget": np.array([seed & 0x7FFF], np.int32),
+        "evidence_ngrams": np.array(["très".encode(), b" good", b"##bad", b"", b"", b""], np.object_),
+        "evidence_nats": np.array([1.5, -0.25, 0], np.float32),
     }
 
 

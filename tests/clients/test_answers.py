@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from bet_client import BetClientError, Diagnostics, InvalidInputError, Prediction
+from bet_client import BetClientError, Diagnostics, InvalidInputError, NgramEvidence, Prediction
 
 REQUIRED = ("label", "probabilities")
 OPTIONAL = ("total", "aleatoric", "epistemic", "review", "reason", "prediction_set", "tokens", "truncated")
-DIAGNOSTICS = ("concentration", "order_dispersion", "evidence_budget")
+DIAGNOSTICS = ("concentration", "order_dispersion", "evidence_budget", "evidence_ngrams", "evidence_nats")
 
 Ask = Callable[..., Any]
 
@@ -40,7 +40,8 @@ def test_every_field_of_the_contract_arrives(ask: Ask) -> None:
 def test_diagnostics_come_on_demand(ask: Ask) -> None:
     answer = ask().predict("hello", diagnostics=True)
     scaled: Any = {label: pytest.approx(10 * p, rel=1e-5) for label, p in answer.probabilities.items()}
-    assert answer.diagnostics == Diagnostics(scaled, 0.25, zlib.crc32(b"hello") & 0x7FFF)
+    evidence = (NgramEvidence("très good", 1.5), NgramEvidence("##bad", -0.25))
+    assert answer.diagnostics == Diagnostics(scaled, 0.25, zlib.crc32(b"hello") & 0x7FFF, evidence)
 
 
 def test_only_needed_outputs_are_asked_for(ask: Ask) -> None:
@@ -68,7 +69,7 @@ def test_outputs_that_the_model_does_not_declare_are_none(ask: Ask) -> None:
     assert answer.probabilities == expected_probabilities("hello")
     assert (answer.total, answer.tokens) == (0.5, 5)
     assert answer.aleatoric is answer.epistemic is answer.review is answer.reason is answer.prediction_set is None
-    assert answer.diagnostics == Diagnostics(None, None, None)
+    assert answer.diagnostics == Diagnostics(None, None, None, None)
 
 
 def test_labels_come_from_the_model_in_class_order(ask: Ask) -> None:

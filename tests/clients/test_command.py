@@ -34,9 +34,10 @@ def test_a_table_says_label_uncertainty_and_who_should_look(
 
 def test_diagnostics_are_shown_on_demand(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "hello", "--diagnostics", *address]) == 0
-    heading, line = capsys.readouterr().out.splitlines()
+    heading, line, *evidence = capsys.readouterr().out.splitlines()
     assert heading.split()[6:] == ["dispersion", "budget", "concentration", "text"]
     assert line.split()[6:] == ["0.250", "9862", "1.6", "8.4", "hello"]
+    assert evidence == ["  for      très good +1.50", "  against  ##bad -0.25"]
 
 
 def test_what_a_model_does_not_give_is_a_dash(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,11 +47,12 @@ def test_what_a_model_does_not_give_is_a_dash(address: list[str], capsys: pytest
 
 
 def test_json_lines_hold_every_field_or_the_error(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["predict", "hello", "boom", "\ud800", "--json", *address]) == 1
+    assert main(["predict", "hello", "boom", "\ud800", "--diagnostics", "--json", *address]) == 1
     answered, refused, broken = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert answered["text"] == "hello"
     assert answered["label"] == "positive"
     assert answered["review"] is False
+    assert answered["diagnostics"]["evidence"][1] == {"text": "##bad", "nats": -0.25}
     assert set(answered["probabilities"]) == {"negative", "positive"}
     assert refused == {"text": "boom", "error": {"type": "InvalidInputError", "message": "text 'boom' is refused"}}
     assert broken["error"]["type"] == "InvalidInputError"

@@ -41,6 +41,24 @@ def test_every_output_of_the_ensemble_is_read(client: Any) -> None:
         assert answer.diagnostics.evidence_budget >= 1
 
 
+def test_the_ngrams_that_spoke_are_those_of_the_text_by_either_file(
+    connect: Callable[..., Any], protocol: Protocol, server: serve.Server
+) -> None:
+    url = server.http_url if protocol == "http" else server.grpc_url
+    by_onnx, by_torchscript = (
+        connect(url, model=model, timeout=30).predict_many(REVIEWS, diagnostics=True)
+        for model in ("bet", "bet_torchscript")
+    )
+    for answer, other in zip(by_onnx, by_torchscript, strict=True):
+        evidence = answer.diagnostics.evidence
+        assert [e.nats for e in evidence] == pytest.approx([e.nats for e in other.diagnostics.evidence], abs=1e-4)
+        assert [abs(e.nats) for e in evidence] == sorted((abs(e.nats) for e in evidence), reverse=True)
+        assert {e.text for e in evidence} == {e.text for e in other.diagnostics.evidence}
+    assert len(by_onnx[0].diagnostics.evidence) == 8
+    letters = "".join(filter(str.isalnum, REVIEWS[0].lower()))
+    assert all("".join(filter(str.isalnum, e.text)) in letters for e in by_onnx[0].diagnostics.evidence)
+
+
 def test_a_text_gets_the_same_answer_alone_and_beside_others(client: Any) -> None:
     together = client.predict_many(REVIEWS)
     for text, beside in zip(REVIEWS, together, strict=True):

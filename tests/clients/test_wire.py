@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bet_client import IncompatibleModelError, InvalidInputError, Prediction
+from bet_client import IncompatibleModelError, InvalidInputError, NgramEvidence, Prediction
 from bet_client.contract import ModelContract, read_contract
 from bet_client.wire import Infer, encode_text, http_request, read_predictions, split_rows
 from hypothesis import given
@@ -129,6 +129,36 @@ def read(declared: dict[str, Any], **answers: Any) -> Prediction:
     given = {name: np.array([value]) for name, value in answers.items()}
     [prediction] = read_predictions(given, contract, rows=1, outputs=tuple(given), diagnostics=False)
     return prediction
+
+
+ONE_LABEL = {"output": [{"name": name} for name in ("label", "probabilities", "evidence_ngrams", "evidence_nats")]}
+
+
+def read_evidence(ngrams: list[bytes], nats: list[float]) -> Any:
+    contract = read_contract("bet", config(**ONE_LABEL))
+    answers = {
+        "label": np.array([[b"a"]], np.object_),
+        "probabilities": np.array([[0.75, 0.25]]),
+        "evidence_ngrams": np.array([ngrams], np.object_),
+        "evidence_nats": np.array([nats]),
+    }
+    [answer] = read_predictions(answers, contract, rows=1, outputs=tuple(answers), diagnostics=True)
+    assert answer.diagnostics is not None
+    return answer.diagnostics.evidence
+
+
+@pytest.mark.parametrize("ngrams", [[b"a", b"", b"b", b" c", b"", b""], [b"a\nb c\n"]])
+def test_ngrams_come_in_pieces_or_a_line_each_and_what_is_empty_is_left_out(ngrams: list[bytes]) -> None:
+    assert read_evidence(ngrams, [0.5, -0.25, 0.0]) == (NgramEvidence("a", 0.5), NgramEvidence("b c", -0.25))
+    assert read_evidence([b"", b"", b""], [0.0, 0.0, 0.0]) == ()
+
+
+@pytest.mark.parametrize(
+    ("ngrams", "nats"), [([b"a", b"b"], [0.5, 0.25, 0.125]), ([b"a\nb"], [0.5, 0.25, 0.125]), ([b"a"], []), ([], [0.5])]
+)
+def test_ngrams_that_do_not_fit_their_numbers_are_not_believed(ngrams: list[bytes], nats: list[float]) -> None:
+    with pytest.raises(IncompatibleModelError):
+        read_evidence(ngrams, nats)
 
 
 def test_any_number_of_labels() -> None:

@@ -60,7 +60,7 @@ def bet() -> ServedClassifier:
     model = BetForSequenceClassification(config).eval()
     with torch.no_grad():
         model.evidence.unigram.normal_(0, 0.4)
-    return ServedClassifier(model, DECISION).eval()
+    return ServedClassifier(model, DECISION, [f"w{i}" for i in range(config.vocab_size)]).eval()
 
 
 def six_layers() -> PaddedClassifier:

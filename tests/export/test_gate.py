@@ -23,6 +23,7 @@ from export.checkpoints import load_checkpoint
 from export.graph import ServedClassifier
 from export.outputs import BET
 from export.parity import Parity, run, torch_executor, ways_of_asking
+from export.pieces import vocabulary
 from export.texts import GateText, choose_texts
 from train.checkpoint import load_production, seal
 from train.model.posterior import Posterior
@@ -90,6 +91,11 @@ def swapped_labels(model: onnx.ModelProto, _: Posterior) -> None:
     names.string_data[:] = names.string_data[::-1]
 
 
+def another_vocabulary(model: onnx.ModelProto, _: Posterior) -> None:
+    names = initializer(model, "evidence_ngrams_names")
+    names.string_data[:] = names.string_data[::-1]
+
+
 def activation(operator: str) -> Break:
     """The answer passed through one more operator: a sigmoid where a softmax was meant, or the logarithm left in."""
 
@@ -117,6 +123,7 @@ def add(checkpoint: Path, folder: Path, *more: str) -> int:
         (one_weight_changed, "parity_onnx"),
         (nan_weight, "non_finite"),
         (wrong_threshold, "review_flips"),
+        (another_vocabulary, "ngram_flips"),
         (swapped_labels, "label_flips"),
         (activation("Sigmoid"), "parity_onnx"),
         (activation("Log"), "parity_onnx"),
@@ -202,7 +209,8 @@ def some_texts(tiny_checkpoint: Path) -> list[GateText]:
 
 def answers_of(checkpoint: Path, texts: Sequence[GateText]) -> tuple[Answers, ServedClassifier, tuple[str, ...]]:
     loaded = load_production(checkpoint)
-    classifier = ServedClassifier(loaded.model, loaded.calibration.decide()).eval()
+    pieces = vocabulary(loaded.tokenizer, loaded.model.config.vocab_size)
+    classifier = ServedClassifier(loaded.model, loaded.calibration.decide(), pieces).eval()
     executor = torch_executor(classifier, BET, loaded.label_names)
     return (
         run(executor, [t.ids for t in texts], [([i], False) for i in range(len(texts))]),
@@ -278,3 +286,26 @@ def test_a_single_flip_of_review_is_a_failure(tiny_checkpoint: Path, some_texts:
     flipped = reference.review.copy()
     flipped[3] = ~flipped[3]
     assert compare(reference, dataclasses.replace(reference, review=flipped)).review_flips == 1
+
+
+def test_an_ngram_may_change_places_among_equals_and_be_no_other() -> None:
+    def named(ngrams: str, *nats: float) -> Answers:
+        return Answers(
+            probabilities=np.full((1, 2), 0.5, np.float32),
+            evidence_ngrams=np.array([ngrams.split()]),
+            evidence_nats=np.array([nats], np.float32),
+        )
+
+    reference = named("good bad dull", 2.0, -1.0, 0.5)
+    for other, flips in (
+        (reference, 0),
+        (named("good bad fine", 2.0, -1.0, 0.50001), 0),  # chosen otherwise among equals
+        (named("good fine dull", 2.0, -1.0, 0.5), 1),
+        (named("good bad dull", 2.0, 1.0, 0.5), 1),  # another sign
+        (named("good bad dull", 2.0, -1.01, 0.5), 1),
+        (dataclasses.replace(reference, evidence_ngrams=None), 1),
+    ):
+        assert compare(reference, other).ngram_flips == flips
+    swapped = compare(named("good bad dull", 1.0, -1.0, 0.5), named("bad good dull", -1.0, 1.0, 0.5))
+    assert (swapped.ngram_flips, swapped.evidence) == (0, 0)
+    assert compare(reference, named("good bad dull", 2.0, -1.01, 0.5)).evidence == pytest.approx(0.01, rel=1e-3)

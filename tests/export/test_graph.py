@@ -17,13 +17,15 @@ from export.add import clear_of_rows
 from export.errors import GraphError
 from export.graph import ServedClassifier, example_inputs
 from export.onnx_format import check_deterministic, check_loadable, open_session, write_onnx
-from export.outputs import BET, CLASSIFIER_OUTPUTS, REASONS
+from export.outputs import BET, CLASSIFIER_OUTPUTS, LEADING, REASONS
+from export.outputs import PIECES as PIECES_OF_ONE
 from export.torchscript import open_torchscript, write_torchscript
 from train.decision import Decision
 from train.model import BetConfig, BetForSequenceClassification
 from train.model.segments import FILL
 
 NAMES = [output.name for output in CLASSIFIER_OUTPUTS]
+PIECES = [f"##{i}" if i % 3 else f"w{i}" for i in range(200)]
 LABELS = ("schlecht", "mäßig", "極好")  # names travel inside the graph, in any script
 
 
@@ -48,7 +50,7 @@ def three_class_model() -> BetForSequenceClassification:
 
 @pytest.fixture(scope="module")
 def classifier() -> ServedClassifier:
-    return ServedClassifier(three_class_model(), decision()).eval()
+    return ServedClassifier(three_class_model(), decision(), PIECES).eval()
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def test_what_is_not_a_number_goes_to_review() -> None:
     model = three_class_model()
     with torch.no_grad():
         model.trunk.words.from_readout.weight[0, 0] = math.nan
-    answer = ask(ServedClassifier(model, decision(risk=10.0, novelty=10.0)), *rows(20, 30))
+    answer = ask(ServedClassifier(model, decision(risk=10.0, novelty=10.0), PIECES), *rows(20, 30))
     assert np.isnan(answer["total"]).all()
     assert answer["review"].all()
     assert not answer["prediction_set"].any()
@@ -118,12 +120,12 @@ def test_what_is_not_a_number_goes_to_review() -> None:
 def test_the_reason_says_uncertain_before_unfamiliar() -> None:
     model = three_class_model()
     batch = rows(4, 30, 60, 12, 50)
-    total = ask(ServedClassifier(model, decision()), *batch)["total"][:, 0]
+    total = ask(ServedClassifier(model, decision(), PIECES), *batch)["total"][:, 0]
     middle = float(np.sort(total)[2])
-    answer = ask(ServedClassifier(model, decision(risk=middle, novelty=-1.0)), *batch)
+    answer = ask(ServedClassifier(model, decision(risk=middle, novelty=-1.0), PIECES), *batch)
     expected = ["uncertain" if t > middle else "unfamiliar" for t in total]
     assert [REASONS[i] for i in answer["reason_index"][:, 0]] == expected
-    accepted = ask(ServedClassifier(model, decision(risk=middle, novelty=10.0)), *batch)
+    accepted = ask(ServedClassifier(model, decision(risk=middle, novelty=10.0), PIECES), *batch)
     assert accepted["review"][:, 0].tolist() == [bool(t > middle) for t in total]
 
 
@@ -151,10 +153,15 @@ def test_both_files_answer_as_pytorch_at_other_shapes_than_the_example(
     for answer in (by_onnx, scripted):
         for name in ("probabilities", "total", "aleatoric", "epistemic", "order_dispersion"):
             np.testing.assert_allclose(np.asarray(answer[name]), expected[name], atol=2e-6)
+        np.testing.assert_allclose(np.asarray(answer["evidence_nats"]), expected["evidence_nats"], atol=1e-5)
         for name in ("review", "prediction_set", "evidence_budget"):
             np.testing.assert_array_equal(np.asarray(answer[name]), expected[name])
         assert np.ravel(answer["label"]).tolist() == [LABELS[i] for i in expected["label_index"][:, 0]]
         assert np.ravel(answer["reason"]).tolist() == [REASONS[i] for i in expected["reason_index"][:, 0]]
+    written = np.array(classifier.pieces)[expected["piece_index"]].reshape(len(lengths), LEADING, PIECES_OF_ONE)
+    ngrams = [["".join(pieces) for pieces in row] for row in written.tolist()]
+    assert ["".join(row) for row in by_onnx["evidence_ngrams"].tolist()] == ["".join(row) for row in ngrams]
+    assert scripted["evidence_ngrams"] == ["\n".join(row) for row in ngrams]
 
 
 def test_the_onnx_file_says_what_it_is(onnx_file: Path) -> None:
@@ -214,7 +221,7 @@ def test_a_model_that_drops_out_while_answering_is_refused(tmp_path: Path) -> No
             return (answer[0], torch.nn.functional.dropout(answer[1], 0.1, training=True), *answer[2:])
 
     with pytest.raises(GraphError, match="random numbers"):
-        write_torchscript(Restless(three_class_model(), decision()), LABELS, tmp_path / "model.pt")
+        write_torchscript(Restless(three_class_model(), decision(), PIECES), LABELS, tmp_path / "model.pt")
 
 
 @given(

@@ -68,8 +68,9 @@ def test_no_configuration_is_committed_that_the_generator_does_not_write() -> No
 def test_every_ensemble_output_is_given_by_a_step_with_the_same_type_and_shape(classes: int) -> None:
     names = Names("other")
     labels = tuple(f"class {i}" for i in range(classes))
-    step = {output.name: output for output in classifier_config(names, classes).output}
     for torchscript in (False, True):
+        classifier = torchscript_config(names, classes) if torchscript else classifier_config(names, classes)
+        step = {output.name: output for output in classifier.output}
         config = ensemble_config(names, labels, Pins(3), torchscript=torchscript)
         assert [o.name for o in config.output] == [o.name for o in (*CLASSIFIER_OUTPUTS, *TOKENIZER_OUTPUTS)]
         for output in config.output:

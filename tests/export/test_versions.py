@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from export import versions
+from export import outputs, versions
 from export.errors import RepositoryError
-from export.manifest import MANIFEST, read_manifest
-from export.repository import Names, Pins, parameters, read_config, replace_text, write_configurations
+from export.manifest import MANIFEST, kind_of, read_manifest
+from export.repository import Names, Pins, ensemble_config, parameters, read_config, replace_text, write_configurations
 
 BET = Names("bet")
 Stage = Callable[..., tuple[Path, dict[str, Any]]]
@@ -214,3 +214,18 @@ def test_a_version_of_another_level_does_not_change_what_the_others_answer_with(
         versions.install(models, BET, folder, 1, manifest)
     assert (models / "bet_classifier" / "config.pbtxt").read_bytes() == before
     assert versions.numbers(models, BET) == [1]
+
+
+def test_a_version_keeps_the_outputs_that_it_was_exported_with_and_shares_no_name_with_others(tmp_path: Path) -> None:
+    older = {"kind": "bet", "labels": ["no", "yes"], "version": 1}  # as exported before n-grams were named
+    kind = kind_of(older)
+    declared = [output.name for output in ensemble_config(BET, ("no", "yes"), Pins(1), kind=kind).output]
+    assert "evidence_budget" in declared
+    assert not {"evidence_ngrams", "evidence_nats"} & set(declared)
+    assert kind_of({**older, "outputs": [output.name for output in outputs.BET.outputs]}) == outputs.BET
+    folder = tmp_path / BET.classifier / "1"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(json.dumps(older), encoding="utf-8")
+    versions.require_same_answers(tmp_path, BET, ("no", "yes"), kind, answering=1)
+    with pytest.raises(RepositoryError, match="differ in the outputs evidence_nats, evidence_ngrams"):
+        versions.require_same_answers(tmp_path, BET, ("no", "yes"), outputs.BET, answering=1)

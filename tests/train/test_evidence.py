@@ -172,11 +172,11 @@ def test_real_text_keeps_its_hashes_exact_in_the_graph() -> None:
     config = BetConfig(vocab_size=30_000, hash_slots=1 << 18, embedding_size=8, hidden_size=8, num_attention_heads=2)
     model = BetForSequenceClassification(config)
     text = np.random.default_rng(0).integers(20_000, 30_000, 200).astype(np.int64)
-    for first, n in ((0, 2), (1 << 18, 3)):
+    for n in (2, 3):
         hashed = distinct_ngrams([text], n, UNKNOWN).hashed
-        slot = torch.from_numpy(first + hashed % (1 << 18))
-        model.evidence.fingerprint[slot] = torch.from_numpy((hashed // (1 << 18)).astype(np.int32))
-        model.evidence.ngram[slot] = 1.0
+        fingerprint, evidence = model.evidence.table(n)
+        fingerprint[hashed % (1 << 18)] = torch.from_numpy((hashed // (1 << 18)).astype(np.int32))
+        evidence[hashed % (1 << 18)] = 1.0
     evidence = components_of(model, [text]).evidence
     weights = sum(distinct_ngrams([text], n, UNKNOWN).weight.sum() for n in (2, 3))
     assert evidence.item() == pytest.approx(weights, abs=3)  # a few n-grams may share a slot

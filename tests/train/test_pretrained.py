@@ -17,6 +17,7 @@ from transformers import AutoModel
 from export.graph import ServedClassifier
 from export.onnx_format import write_onnx
 from export.outputs import BET
+from export.pieces import vocabulary
 from train.__main__ import main
 from train.checkpoint import Checkpoint, load_production
 from train.errors import CheckpointError, ConfigError
@@ -63,7 +64,9 @@ def test_it_starts_from_the_folder_and_is_tuned(trained: Checkpoint) -> None:
 
 @pytest.mark.heavy
 def test_its_graph_answers_as_the_model_does(trained: Checkpoint, untraced_exporter: None, tmp_path: Path) -> None:
-    classifier = ServedClassifier(trained.model, trained.calibration.decide()).eval()
+    classifier = ServedClassifier(
+        trained.model, trained.calibration.decide(), vocabulary(trained.tokenizer, trained.model.config.vocab_size)
+    ).eval()
     write_onnx(classifier, trained.label_names, tmp_path / "model.onnx", {})
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     random = np.random.default_rng(0)

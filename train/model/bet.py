@@ -17,6 +17,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from train.model.budget import evidence_budget
 from train.model.config import BetConfig
 from train.model.evidence import Evidence, SufficientStatsEncoder
+from train.model.leading import LeadingNgrams, leading_ngrams
 from train.model.posterior import Posterior, class_logits
 from train.model.segments import Tokens, read_tokens, segment
 from train.model.streams import Streams, Trunk
@@ -120,6 +121,15 @@ class BetForSequenceClassification(PreTrainedModel):
             lengths: [R, 1] int32, tokens of each text, fill included. A text without tokens gets the prior's answer, a
                 text over `config.max_tokens` is cut; neither changes its neighbours.
         """
+        return self._predict(input_ids, lengths)[0]
+
+    def explain(self, input_ids: Tensor, lengths: Tensor, k: int) -> tuple[BetPrediction, LeadingNgrams]:
+        """The answer, as `predict` gives it, and the k n-grams of each text that spoke loudest for and against it."""
+        prediction, evidence, tokens = self._predict(input_ids, lengths)
+        scale = self.posterior.log_evidence_scale.exp()
+        return prediction, leading_ngrams(evidence.terms, tokens, prediction.probabilities.argmax(-1), scale, k)
+
+    def _predict(self, input_ids: Tensor, lengths: Tensor) -> tuple[BetPrediction, Evidence, Tokens]:
         evidence, streams, tokens = self._read(input_ids, lengths)
         p = self.posterior(evidence.total, evidence.novelty, self._together(streams))
         budget = evidence_budget(
@@ -130,9 +140,10 @@ class BetForSequenceClassification(PreTrainedModel):
             epsilon=self.config.budget_epsilon,
             orders=self.config.orders,
         )
-        return BetPrediction(
+        prediction = BetPrediction(
             p.probabilities, p.total, p.aleatoric, p.epistemic, p.concentration, p.order_dispersion, budget
         )
+        return prediction, evidence, tokens
 
     def read_tokens(self, input_ids: Tensor, lengths: Tensor) -> Tokens:
         """Which tokens count, and of which text they are."""

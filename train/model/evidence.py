@@ -24,6 +24,7 @@ HASH_FACTORS = {
     2: (589134672113, 912387465029),
     3: (398712564481, 671209834157, 1034518276381),
 }
+SIZES = len(HASH_FACTORS)  # 1-, 2- and 3-grams; what is computed for all of them at once is [3, …]
 HASHED = (2, 3)
 MAX_ROWS = (
     1 << 11
@@ -69,9 +70,9 @@ class SufficientStatsEncoder(nn.Module):
                 tables: in training, that of the member that never saw the text.
             member_bias: [R, L], that member's intercept.
         """
-        rows, columns, sizes = tokens.lengths.shape[0], self.bias.shape[0], len(HASH_FACTORS)
+        rows, columns = tokens.lengths.shape[0], self.bias.shape[0]
         length = take(tokens.lengths, tokens.row)
-        n = torch.arange(1, sizes + 1, device=length.device)[:, None]
+        n = torch.arange(1, SIZES + 1, device=length.device)[:, None]
         beyond = length - n - tokens.place  # [3, T], tokens of the text after the n-gram's last
         hashed, whole, foreign = _hashes(tokens, beyond, self.unk_token_id)
         thousandths = occurrence_weight(tokens.place, beyond.clamp(min=0), length)  # [3, T]
@@ -84,10 +85,15 @@ class SufficientStatsEncoder(nn.Module):
         heaviest = _at_heaviest_place(hashed, whole, tokens.row, thousandths)
         counts = torch.stack([heaviest & ~known, heaviest], -1).transpose(0, 1).to(value.dtype)  # [T, 3, 2]
         terms = weighted * counts[..., 1:]
-        summed = sum_by_row(torch.cat([terms, counts], -1).flatten(1), tokens.row, rows).unflatten(1, (sizes, -1))
+        summed = sum_by_row(torch.cat([terms, counts], -1).flatten(1), tokens.row, rows).unflatten(1, (SIZES, -1))
         evidence, unseen, distinct = summed.split([columns, 1, 1], -1)  # [R, 3, L], [R, 3, 1] each
         total = (self.bias if member_bias is None else member_bias) + evidence.sum(1)
         return Evidence(total, novelty_of(unseen, distinct)[:, 1:, 0], weighted, terms)
+
+    def table(self, n: int) -> tuple[Tensor, Tensor]:
+        """Fingerprints [M] and evidence [M, L] of the n-grams of length n = 2, 3, by slot; views."""
+        part = slice(HASHED.index(n) * self.slots, (HASHED.index(n) + 1) * self.slots)
+        return self.fingerprint[part], self.ngram[part]
 
     def _look_up(self, hashed: Tensor) -> tuple[Tensor, Tensor]:
         """Evidence [3, T, L] of each n-gram, and whether training knew the longer ones [2, T]; it knew all tokens."""
@@ -114,13 +120,13 @@ def _hashes(tokens: Tokens, beyond: Tensor, unknown: int) -> tuple[Tensor, Tenso
     Each [3, T], for n = 1, 2, 3. With an unknown token in it, an n-gram is another one at every place, or a text in
     another script would hold just one; what is learnt of the unknown token itself is known.
     """
-    longest, device = len(HASH_FACTORS), tokens.ids.device
-    ids = torch.cat([tokens.ids, torch.full_like(tokens.ids[:1], FILL).expand(longest - 1)])
+    device = tokens.ids.device
+    ids = torch.cat([tokens.ids, torch.full_like(tokens.ids[:1], FILL).expand(SIZES - 1)])
     at = torch.arange(tokens.ids.shape[0], device=device)
-    part = take(ids, at + torch.arange(longest, device=device)[:, None])  # [3, T], the n-gram's tokens
-    factors = torch.tensor([[*f, *[0] * (longest - n)] for n, f in HASH_FACTORS.items()], device=device)
+    part = take(ids, at + torch.arange(SIZES, device=device)[:, None])  # [3, T], the n-gram's tokens
+    factors = torch.tensor([[*f, *[0] * (SIZES - n)] for n, f in HASH_FACTORS.items()], device=device)
     hashed = (part.clamp(min=0) * factors[..., None]).sum(1) % HASH_PRIME
-    n = torch.arange(1, longest + 1, device=device)[:, None]
+    n = torch.arange(1, SIZES + 1, device=device)[:, None]
     whole = ((part >= 0).to(torch.int64).cumsum(0) == n) & (beyond >= 0)
     foreign = ((part == unknown).to(torch.int64).cumsum(0) > 0) & (n > 1)
     return torch.where(foreign, tokens.place, hashed), whole, foreign
@@ -132,8 +138,8 @@ def _at_heaviest_place(hashed: Tensor, whole: Tensor, row: Tensor, thousandths: 
     It is the last of its run in an order by text, n, hash and weight. One sort serves all: the number of text and n
     stands above the 40 bits of the hash, the weight in thousandths below.
     """
-    n = torch.arange(len(HASH_FACTORS), device=row.device)[:, None]
-    kind = (row * len(HASH_FACTORS) + n) * (1 << 40) + hashed
+    n = torch.arange(SIZES, device=row.device)[:, None]
+    kind = (row * SIZES + n) * (1 << 40) + hashed
     key = kind * _WEIGHT_STEPS + thousandths.to(torch.int64)
     combined, order = torch.sort(torch.where(whole, key, -1).flatten())
     kind = take(kind.flatten(), order)
