@@ -1,7 +1,7 @@
 """A transformer of the same size without evidence, segments or orders: what the field would train on these texts.
 
 Padded, with attention over the whole text and mean pooling. It is given the word vectors that pretraining made, the
-same stretches and optimizer, and more epochs, since its steps are cheaper.
+same stretches and optimizer, and two epochs.
 """
 
 from __future__ import annotations
