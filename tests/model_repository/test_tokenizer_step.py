@@ -211,7 +211,7 @@ def test_any_subset_of_outputs_can_be_asked_for(server: serve.Server, outputs: l
     wanted = [grpc.InferRequestedOutput(name) for name in outputs]
     answer = client.infer("bet", [text], outputs=wanted or None)
     names = {o.name for o in answer.get_response().outputs}
-    assert names == set(outputs) if outputs else len(names) == 13
+    assert names == set(outputs) if outputs else len(names) == 15
     with pytest.raises(InferenceServerException) as refused:
         client.infer("bet", [text], outputs=[grpc.InferRequestedOutput("nonsense")])
     assert refused.value.status() in {"StatusCode.INVALID_ARGUMENT", "StatusCode.NOT_FOUND"}
