@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         format="%(message)s", level=logging.WARNING if options.json else logging.INFO, stream=sys.stderr
     )
-    for library in ("datasets", "httpx", "fsspec", "filelock", "matplotlib", "transformers"):
+    for library in ("datasets", "httpx", "fsspec", "filelock", "matplotlib", "onnxscript", "onnx_ir", "transformers"):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         return int(options.run(options))
