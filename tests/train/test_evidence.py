@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -167,8 +169,20 @@ def test_batches_keep_every_text_once_and_in_order(lengths: list[int], budget: i
     assert all(len(b) == 1 or sum(lengths[i] for i in b) <= budget for b in batches)
 
 
-def test_real_text_keeps_its_hashes_exact_in_the_graph() -> None:
-    """40-bit hashes need 64-bit integer arithmetic throughout; random small ids would not show a float32 detour."""
+class EvidenceAlone(torch.nn.Module):
+    """A model's evidence and novelty, as its graph computes them."""
+
+    def __init__(self, model: BetForSequenceClassification) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.model.evidence(self.model.read_tokens(input_ids, lengths))
+        return found.total, found.novelty
+
+
+def test_real_text_keeps_its_hashes_exact_in_the_graph(untraced_exporter: None, tmp_path: Path) -> None:
+    """40-bit hashes need 64-bit integer arithmetic throughout; random small ids would not show a float detour."""
     config = BetConfig(vocab_size=30_000, hash_slots=1 << 18, embedding_size=8, hidden_size=8, num_attention_heads=2)
     model = BetForSequenceClassification(config)
     text = np.random.default_rng(0).integers(20_000, 30_000, 200).astype(np.int64)
@@ -180,6 +194,22 @@ def test_real_text_keeps_its_hashes_exact_in_the_graph() -> None:
     evidence = components_of(model, [text]).evidence
     weights = sum(distinct_ngrams([text], n, UNKNOWN).weight.sum() for n in (2, 3))
     assert evidence.item() == pytest.approx(weights, abs=3)  # a few n-grams may share a slot
+    total = torch.export.Dim("total", min=2, max=1 << 16)
+    program = torch.onnx.export(
+        EvidenceAlone(model).eval(),
+        (torch.arange(50), torch.tensor([[50]], dtype=torch.int32)),
+        dynamo=True,
+        opset_version=18,
+        input_names=["input_ids", "lengths"],
+        dynamic_shapes=({0: total}, {}),
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(tmp_path / "evidence.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "evidence.onnx"), providers=["CPUExecutionProvider"])
+    served, novelty = session.run(None, {"input_ids": text, "lengths": np.array([[200]], np.int32)})
+    np.testing.assert_allclose(served, evidence.numpy(), atol=1e-3)
+    np.testing.assert_allclose(novelty, components_of(model, [text]).novelty.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

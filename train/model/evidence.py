@@ -125,7 +125,8 @@ def _hashes(tokens: Tokens, beyond: Tensor, unknown: int) -> tuple[Tensor, Tenso
     at = torch.arange(tokens.ids.shape[0], device=device)
     part = take(ids, at + torch.arange(SIZES, device=device)[:, None])  # [3, T], the n-gram's tokens
     factors = torch.tensor([[*f, *[0] * (SIZES - n)] for n, f in HASH_FACTORS.items()], device=device)
-    hashed = (part.clamp(min=0) * factors[..., None]).sum(1) % HASH_PRIME
+    # Reduced before they are summed: ONNX Runtime sums 64-bit integers in floating point, exact below 2^53 alone.
+    hashed = (part.clamp(min=0) * factors[..., None] % HASH_PRIME).sum(1) % HASH_PRIME
     n = torch.arange(1, SIZES + 1, device=device)[:, None]
     whole = ((part >= 0).to(torch.int64).cumsum(0) == n) & (beyond >= 0)
     foreign = ((part == unknown).to(torch.int64).cumsum(0) > 0) & (n > 1)
