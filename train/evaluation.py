@@ -22,7 +22,7 @@ from train import metrics
 from train.answers import Answers, Group, by_block, by_length, group_rows
 from train.baseline import fit_baseline
 from train.checkpoint import Checkpoint, load_production
-from train.data import IMDB, Corpus, Split, load_rows, load_snippets, reload_corpus
+from train.data import IMDB, Corpus, Split, load_rows, reload_corpus, snippets_beside
 from train.decision import Decision
 from train.errors import DataError
 from train.evidence import crop_bounds
@@ -31,7 +31,7 @@ from train.metrics import Floats, Labels
 from train.page import write_page
 from train.prediction import predict_texts
 from train.shift import measure_shift, measure_unfamiliar
-from train.splits import fingerprint, first_rows
+from train.splits import fingerprint
 from train.unfamiliar import unfamiliar_texts
 from train.wrong_labels import measure_wrong_labels
 from verdict import BUILD_FOLDER, Report
@@ -40,7 +40,6 @@ COMMAND, PAGE = "evaluate", "report.html"
 CROPS = "crops"
 _CROP_WORDS = (8, 60)
 BUDGETS = {"5pct": 0.05, "1pct": 0.01}
-_IMDB_SOURCES = (IMDB, "stanfordnlp/imdb")  # both name negative first, as the snippets do
 _log = logging.getLogger(__name__)
 
 
@@ -78,9 +77,9 @@ def evaluate(
     columns = (text_column or provenance["text_column"], label_column or provenance["label_column"])
     held_out, part = _held_out(corpus, data, columns, loaded.label_names, cache_dir)
     parts = {"held_out": held_out}
-    if data is None and corpus.name in _IMDB_SOURCES:
-        snippets, limit = load_snippets(cache_dir), provenance["limit"]
-        parts["snippets"] = snippets.take(first_rows(snippets.labels, limit or len(snippets)))
+    snippets = snippets_beside(corpus, cache_dir) if data is None else None
+    if snippets is not None:
+        parts["snippets"] = snippets
     for name, source in (shift or {}).items():
         if name in (*parts, CROPS):
             raise DataError(f"--shift {name}={source}: rows of that name are measured already; choose another name")

@@ -7,6 +7,7 @@ Geifman and El-Yaniv (2017), equal-mass calibration error Nixon et al. (2019).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -138,6 +139,12 @@ def auroc(score: Floats, positive: Bools) -> float | None:
     if positive.all() or not positive.any():
         return None
     return float(roc_auc_score(positive, score))
+
+
+def told_apart(low: Floats, high: Floats) -> float:
+    """Probability that a score of `high` is above one of `low` (area under the curve); NaN where either is empty."""
+    area = auroc(np.concatenate([low, high]), np.repeat([False, True], [len(low), len(high)]))
+    return math.nan if area is None else area
 
 
 def prediction_sets(probabilities: Floats, threshold: float) -> Bools:

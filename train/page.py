@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from verdict import Report
+from verdict import Check, Report
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --line: #ddd; --good: #1a7f37; --bad: #b42318; }
@@ -41,11 +41,10 @@ def write_page(report: Report, path: Path, *, rows: str, figures: Sequence[Path]
     checks = [
         (
             check.name,
-            "–" if check.value is None else f"{check.value:.4f}",
-            f"{intervals[check.name][0]:.4f} to {intervals[check.name][1]:.4f}" if check.name in intervals else "",
+            _short(check.value),
+            _interval(intervals.get(check.name)),
             check.unit,
-            check.target or "",
-            "" if check.holds is None else "holds" if check.holds else "missed",
+            *_target(check),
         )
         for check in report.checks
     ]
@@ -95,9 +94,8 @@ def write_folds(report: Report, path: Path) -> Path:
         (
             check.name,
             *(_short(runs[check.name][key]) for key in ("mean", "deviation", "smallest", "largest")),
-            f"{intervals[check.name][0]:.4f} to {intervals[check.name][1]:.4f}" if check.name in intervals else "",
-            check.target or "",
-            "" if check.holds is None else "holds" if check.holds else "missed",
+            _interval(intervals.get(check.name)),
+            *_target(check),
         )
         for check in report.checks
     ]
@@ -140,6 +138,14 @@ _SHIFT = (
 
 def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+
+
+def _target(check: Check) -> tuple[str, str]:
+    return check.target or "", "" if check.holds is None else "holds" if check.holds else "missed"
 
 
 _GROUP_HEAD = (

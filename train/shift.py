@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
@@ -43,8 +42,9 @@ def measure_shift(
     report.add(f"{name}_accepted_error", wrong / count if count else None, "share")
     if model.epistemic is not None and decision.novelty_threshold is not None:
         report.add(f"{name}_unfamiliar", (model.epistemic > decision.novelty_threshold).mean(), "share")
-    for signal in ("epistemic", "total"):
-        report.add(f"{name}_told_by_{signal}", told_apart(getattr(held_out, signal), getattr(model, signal)), "")
+    if held_out.epistemic is not None and model.epistemic is not None:
+        report.add(f"{name}_told_by_epistemic", metrics.told_apart(held_out.epistemic, model.epistemic), "")
+    report.add(f"{name}_told_by_total", metrics.told_apart(held_out.total, model.total), "")
     moved = ks_2samp(held_out.total, model.total)
     report.add(f"{name}_total_moved", float(moved.statistic), "")
     intervals = report.details.setdefault("intervals", {})
@@ -55,13 +55,6 @@ def measure_shift(
         "budget": decision.max_error,
         "total_moved_p": float(moved.pvalue),
     }
-
-
-def told_apart(home: metrics.Floats | None, away: metrics.Floats | None) -> float | None:
-    """Area under the curve of a score that should be larger away from home; None where there is no such score."""
-    if home is None or away is None:
-        return None
-    return metrics.auroc(np.concatenate([home, away]), np.repeat([False, True], [len(home), len(away)]))
 
 
 def measure_unfamiliar(
@@ -82,7 +75,7 @@ def measure_unfamiliar(
         return
     kinds = report.details.setdefault("unfamiliar", {})
     for name, answers in found.items():
-        auroc = told_apart(model.epistemic, answers["epistemic"])
+        auroc = metrics.told_apart(model.epistemic, answers["epistemic"])
         target = UNFAMILIAR_TARGETS.get(name) if with_targets else None
         report.add(f"unfamiliar_auroc_{name}", auroc, "", target)
         accepted = answers["total"] <= decision.risk_threshold
@@ -91,6 +84,6 @@ def measure_unfamiliar(
         kinds[name] = {
             "texts": len(answers["total"]),
             "auroc_epistemic": auroc,
-            "auroc_total": told_apart(model.total, answers["total"]),
+            "auroc_total": metrics.told_apart(model.total, answers["total"]),
             "accepted": float(accepted.mean()),
         }

@@ -26,9 +26,8 @@ HASH_FACTORS = {
 }
 SIZES = len(HASH_FACTORS)  # 1-, 2- and 3-grams; what is computed for all of them at once is [3, …]
 HASHED = (2, 3)
-MAX_ROWS = (
-    1 << 11
-) // 3  # texts of one batch: text and n, hash, and weight share the 63 bits of a sort key: 11, 40, 12
+# Texts of one batch: text and n, hash, and weight share the 63 bits of a sort key as 11 + 40 + 12.
+MAX_ROWS = (1 << 11) // SIZES
 _WEIGHT_STEPS = 1 << 12  # above the largest weight in thousandths
 
 

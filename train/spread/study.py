@@ -22,8 +22,9 @@ from torch import nn
 from train import metrics
 from train.calibration import LOOSE, fit_posterior
 from train.checkpoint import Checkpoint, load_production
-from train.data import IMDB, Corpus, load_snippets, reload_corpus
+from train.data import Corpus, reload_corpus, snippets_beside
 from train.errors import CheckpointError
+from train.evaluation import BUDGETS
 from train.evidence import crop
 from train.features import load_evidence
 from train.metrics import Bools
@@ -33,7 +34,6 @@ from train.model.streams import Encoder
 from train.prediction import Ids, components_of
 from train.preset import TrainingOptions
 from train.pretraining import load_encoder
-from train.splits import first_rows
 from train.spread.cost import Answering, milliseconds
 from train.spread.members import BatchEnsemble, Distilled
 from train.spread.methods import Constant, DeepEnsemble, GaussianProcess, Laplace, Mahalanobis, MonteCarloDropout
@@ -45,10 +45,8 @@ from verdict import Report
 
 COMMAND = "spread"
 DEFAULT, PLAIN, ENSEMBLE = "novelty", "plain transformer", "deep ensemble"
-BUDGETS = {"5pct": 0.05, "1pct": 0.01}
 LENGTHS = (20, 300)  # tokens of the texts whose cost is measured
 COST_TARGETS = {"20_tokens": "<= 2.5", "300_tokens": "<= 1.1"}
-IMDB_SOURCES = (IMDB, "stanfordnlp/imdb")
 _CROP_WEIGHT = 0.5
 _SAMPLES = 8
 _MEMBERS = 4
@@ -183,9 +181,8 @@ def _texts(first: Checkpoint, corpus: Corpus, cache_dir: Path | None) -> Texts:
     fit = ids(corpus.validation.texts) + ids(corpus.calibration.texts)
     words = np.array([len(text.split()) for text in corpus.test.texts])
     shift = {}
-    if corpus.name in IMDB_SOURCES:
-        snippets = load_snippets(cache_dir)
-        snippets = snippets.take(first_rows(snippets.labels, first.provenance["data"]["limit"] or len(snippets)))
+    snippets = snippets_beside(corpus, cache_dir)
+    if snippets is not None:
         shift["snippets"] = (ids(snippets.texts), snippets.labels)
     return Texts(
         fit=fit,
@@ -233,7 +230,7 @@ def _measured(name: str, way: Any, texts: Texts) -> Result:
     figures["ece"] = metrics.ece(p, texts.test_labels)
     for budget, share in BUDGETS.items():
         figures[f"acceptable_at_{budget}"] = metrics.share_accepted_at(total, right, share)
-    figures["error_auroc"] = _auroc(total, ~right)
+    figures["error_auroc"] = metrics.told_apart(total[right], total[~right])
     for kind, (documents, labels) in texts.shift.items():
         answer = read(documents).probabilities.numpy()
         figures[f"{kind}_accuracy"], figures[f"{kind}_nll"] = (
@@ -241,20 +238,13 @@ def _measured(name: str, way: Any, texts: Texts) -> Result:
             metrics.nll(answer, labels),
         )
     for group, kinds in (("chose", texts.chose), ("fresh", texts.fresh)):
-        found = {kind: _unfamiliar(epistemic, read(documents).epistemic.numpy()) for kind, documents in kinds.items()}
+        found = {
+            kind: metrics.told_apart(epistemic, read(documents).epistemic.numpy()) for kind, documents in kinds.items()
+        }
         figures.update({f"unfamiliar_auroc_{kind}": value for kind, value in found.items()})
         figures[f"unfamiliar_auroc_{group}"] = float(np.mean(list(found.values()))) if found else math.nan
     _log.info("%s: %.0f s, nll %.4f", name, time.perf_counter() - started, figures["nll"])
     return result
-
-
-def _unfamiliar(familiar: metrics.Floats, foreign: metrics.Floats) -> float:
-    return _auroc(np.concatenate([familiar, foreign]), np.repeat([False, True], [len(familiar), len(foreign)]))
-
-
-def _auroc(score: metrics.Floats, positive: Bools) -> float:
-    found = metrics.auroc(score, positive)
-    return math.nan if found is None else found
 
 
 def _differences(result: Result, default: Result) -> dict[str, tuple[float, float]]:
