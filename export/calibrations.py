@@ -18,10 +18,10 @@ from scipy.special import expit
 from export.answers import Floats
 from export.decisions import AnyDecision, LabelDecision, MultiLabelDecision, RegressionDecision
 from export.reference import binary_entropy
-from export.temperature import fit_temperature
 from train.calibration import Calibration
 from train.decision import best_supported_threshold, clopper_pearson_upper, learn_then_test
 from train.errors import CalibrationError
+from train.temperature import fit_temperature
 
 LEVEL = 0.95  # of prediction intervals, as of prediction sets
 _HIGHEST = math.log(2)  # entropy of a yes-or-no question, nats

@@ -33,11 +33,11 @@ from export.outputs import MULTI_LABEL, REGRESSION, Kind
 from export.padded import PaddedClassifier
 from export.reference import answers_of_logits
 from export.rows import RowFiles, labelled_rows
-from export.temperature import fit_temperature
 from export.texts import Truth
 from train.calibration import Calibration, every_class, fitting_and_scoring
 from train.checkpoint import sha256_of
 from train.errors import CalibrationError
+from train.temperature import fit_temperature
 
 PADDING_TOLERANCE = 1e-4  # largest |Δp| by padding; the ten families are within 5e-7, FNet and XLNet 0.7 off
 _PADDED_TOGETHER = 4

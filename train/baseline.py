@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -33,6 +32,7 @@ from train.data import Corpus
 from train.errors import DataError
 from train.metrics import SMALLEST_PROBABILITY, correct, entropy, nll
 from train.splits import sha256_of_rows
+from train.temperature import fit_temperature
 
 # On IMDB validation NLL is flat around 30 (.2740, .2640, .2710 at 10, 30, 100); the ends are there for other corpora.
 STRENGTHS = (3.0, 10.0, 30.0, 100.0)
@@ -121,10 +121,7 @@ def _calibrated(record: dict[str, Any], found: dict[str, NDArray[np.float64]], c
     labels = corpus.calibration.labels
     held_out = found.pop(_CALIBRATION)
     fit_rows, score_rows = fitting_and_scoring(labels)
-    best = minimize_scalar(
-        lambda log: nll(_at(held_out[fit_rows], float(np.exp(log))), labels[fit_rows]), bounds=(-3, 3), method="bounded"
-    )
-    temperature = float(np.exp(best.x))
+    temperature = fit_temperature(np.log(np.clip(held_out[fit_rows], SMALLEST_PROBABILITY, 1.0)), labels[fit_rows])
     p = _at(held_out, temperature)
     total, right = entropy(p), correct(p, labels)
     calibration = Calibration(

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 # Files whose change makes another model; the others only report or serve.
 _RECIPE = (
     "calibration", "data", "embedding", "evidence", "features", "fit", "labels", "prediction", "preset", "pretraining",
-    "sources", "splits", "tokenizer", "trainer", "training", "model/*",
+    "sources", "splits", "temperature", "tokenizer", "trainer", "training", "model/*",
 )  # fmt: skip
 
 

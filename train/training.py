@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize_scalar
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -27,6 +25,7 @@ from train.evidence import HeldOut, crop_bounds
 from train.model.bet import BetForSequenceClassification
 from train.prediction import Ids, pack
 from train.preset import TrainingOptions
+from train.temperature import fit_temperature
 from train.trainer import AtomicTrainer, optimizer_of, trainer_arguments
 
 ROLLING, MILESTONES = "rolling", "milestones"
@@ -190,10 +189,9 @@ def _metrics(prediction: Any) -> dict[str, float]:
     At the temperature that suits these rows best, since the posterior is fitted later: streams grow surer than right
     the longer they train, and the earlier of two milestones would win by its doubt alone.
     """
-    logits, labels = torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)
-
-    def nll(log_temperature: float) -> float:
-        return float(torch.nn.functional.cross_entropy(logits * math.exp(-log_temperature), labels))
-
-    best = minimize_scalar(nll, bounds=(-2, 2), method="bounded")
-    return {"nll": float(best.fun), "accuracy": float((logits.argmax(1) == labels).float().mean())}
+    logits, labels = prediction.predictions, prediction.label_ids
+    at_best = torch.from_numpy(logits / fit_temperature(logits, labels))
+    return {
+        "nll": float(torch.nn.functional.cross_entropy(at_best, torch.from_numpy(labels))),
+        "accuracy": float((logits.argmax(1) == labels).mean()),
+    }

@@ -29,9 +29,9 @@ from export.parity import onnx_executor
 from export.repository import Names
 from export.rows import RowFiles
 from export.staged import StagedVersion
-from export.temperature import fit_temperature
 from export.texts import HOSTILE
 from train.decision import Decision
+from train.temperature import fit_temperature
 from verdict import Report
 
 # Positions from 0 and behind the padding, absolute and relative; all of them go through the live server in

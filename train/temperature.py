@@ -6,6 +6,7 @@ Guo et al. 2017 (1706.04599). It changes no label, and of all calibrations of a 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ _LARGEST = 20.0  # or its inverse; the prior keeps away from both
 _PRIOR = 1.0
 
 
-def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> float:
     """The temperature with the smallest negative log-likelihood, kept near 1 by a prior that weighs as one row does.
 
     Args:
