@@ -20,7 +20,7 @@ from export.errors import ExportError, GateError
 from export.graph import ServedClassifier
 from export.ngrams import leading_by_hand
 from export.outputs import BET, REASONS, Kind
-from export.pieces import vocabulary
+from export.pieces import piece_table, vocabulary
 from export.rows import RowFiles, labelled_rows
 from export.texts import Truth
 from train.calibration import Calibration, score
@@ -140,10 +140,10 @@ class BetCheckpoint:
         assert isinstance(decision, Decision)
         novelty = math.inf if decision.novelty_threshold is None else decision.novelty_threshold
         labels = np.array(self.label_names, dtype=np.str_)
-        parts = []
+        said_as, parts = piece_table(self.pieces), []
         for document in documents:
             p = self.whole.model.predict(*pack([document]))
-            ngrams, nats = leading_by_hand(self.whole.model, document, int(p.probabilities.argmax()), self.pieces)
+            ngrams, nats = leading_by_hand(self.whole.model, document, int(p.probabilities.argmax()), said_as)
             total, epistemic = p.total.numpy(), p.epistemic.numpy()
             uncertain = ~(total <= np.float32(decision.risk_threshold))
             unfamiliar = ~(epistemic <= np.float32(novelty))

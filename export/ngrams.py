@@ -9,20 +9,19 @@ import numpy as np
 from export.answers import Floats
 from export.encoder import Ids
 from export.outputs import LEADING
-from export.pieces import piece_table
 from train.evidence import ngrams_at_tokens
 from train.model import BetForSequenceClassification
 from train.model.evidence import HASH_FACTORS, HASHED
 
 
 def leading_by_hand(
-    model: BetForSequenceClassification, document: Ids, predicted: int, pieces: Sequence[str], k: int = LEADING
+    model: BetForSequenceClassification, document: Ids, predicted: int, said_as: Sequence[str], k: int = LEADING
 ) -> tuple[list[str], list[float]]:
     """The k n-grams of one text with the largest absolute term, and their nats for the class `predicted`.
 
     Args:
         document: token ids.
-        pieces: the vocabulary, by id.
+        said_as: the vocabulary as `export.pieces.piece_table` says it, made once for all texts.
 
     Returns:
         Texts and nats, the heaviest first, filled up with empty texts and 0.
@@ -39,8 +38,8 @@ def leading_by_hand(
         said += [(float(term), tuple(document[i : i + n])) for term, i in zip(towards, first[at], strict=True) if term]
     scale = float(model.posterior.log_evidence_scale.exp())
     heaviest = sorted(said, key=lambda entry: -abs(entry[0]))[:k]
-    table, size = piece_table(pieces), len(pieces) + 1
-    texts = ["".join([table[ids[0]], *(table[size + i] for i in ids[1:])]) for _, ids in heaviest]
+    later = len(said_as) // 2
+    texts = ["".join([said_as[ids[0]], *(said_as[later + i] for i in ids[1:])]) for _, ids in heaviest]
     missing = k - len(heaviest)
     return texts + [""] * missing, [scale * term for term, _ in heaviest] + [0.0] * missing
 

@@ -12,7 +12,7 @@ import gettext
 import importlib.metadata
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 MOST = 400  # texts of a kind
 _LEAST_WORDS = 120  # of a document that is worth cutting from
 _CATALOGUES = ("/usr/share/locale", "/usr/share/vim")
+_LICENCES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 _NOT_OTHER = ("en", "C")
 _MOST_CATALOGUES = 100  # are read, evenly chosen: a base system has a thousand
 _SENTENCE = 5  # words of a message that is one; the others are names and labels
@@ -95,26 +96,29 @@ def _pieces(documents: Iterable[str], lengths: NDArray[np.int64], random: np.ran
 
 def _documents() -> Iterator[str]:
     """Read-me and licence files of the installed distributions."""
-    for distribution in sorted(importlib.metadata.distributions(), key=lambda found: str(found.metadata["Name"])):
+    for distribution in _distributions():
         readme = distribution.metadata.get_payload()  # type: ignore[attr-defined]
         if isinstance(readme, str):
             yield readme
-        for file in distribution.files or ():
-            if file.name.upper().startswith(("LICENSE", "LICENCE", "COPYING", "NOTICE")):
-                path = Path(str(file.locate()))
-                if path.is_file():
-                    yield path.read_text(encoding="utf-8", errors="ignore")
+        yield from _files(distribution, lambda file: file.name.upper().startswith(_LICENCES))
 
 
 def _installed(*suffixes: str, of: str | None = None) -> Iterator[str]:
     """Files of installed distributions with these suffixes."""
-    for distribution in sorted(importlib.metadata.distributions(), key=lambda found: str(found.metadata["Name"])):
-        if of is not None and distribution.metadata["Name"] != of:
-            continue
-        for file in distribution.files or ():
-            path = Path(str(file.locate()))
-            if file.suffix in suffixes and path.is_file():
-                yield path.read_text(encoding="utf-8", errors="ignore")
+    for distribution in _distributions():
+        if of in (None, distribution.metadata["Name"]):
+            yield from _files(distribution, lambda file: file.suffix in suffixes)
+
+
+def _distributions() -> list[importlib.metadata.Distribution]:
+    return sorted(importlib.metadata.distributions(), key=lambda found: str(found.metadata["Name"]))
+
+
+def _files(distribution: importlib.metadata.Distribution, wanted: Callable[[PurePath], bool]) -> Iterator[str]:
+    for file in distribution.files or ():
+        path = Path(str(file.locate()))
+        if wanted(file) and path.is_file():
+            yield path.read_text(encoding="utf-8", errors="ignore")
 
 
 def _docstrings(source: str) -> str:
