@@ -56,6 +56,7 @@ def trainer_arguments(options: OptimizerOptions, rolling: Path, *, seed: int, **
         activation_checkpointing=options.gradient_checkpointing,
         bf16=options.mixed_precision == "bf16",
         fp16=options.mixed_precision == "fp16",
+        use_cpu=not torch.accelerator.is_available(),  # said outright: the Trainer refuses bf16 on CPU otherwise
         save_strategy="epoch",
         save_total_limit=KEEP_ROLLING,
         logging_steps=50,

@@ -49,6 +49,14 @@ def options(**changes: Any) -> PretrainingOptions:
     return replace(preset, **{"epochs": 4.0, "batch_size": 10, "window": 16, "negatives": 20, **changes})
 
 
+def test_mixed_precision_is_accepted_without_a_gpu(tmp_path: Path) -> None:
+    preset = load_preset("demo").pretraining
+    assert preset is not None
+    arguments = trainer.trainer_arguments(replace(preset, mixed_precision="bf16"), tmp_path, seed=0)
+    assert arguments.bf16
+    assert arguments.device.type == "cpu" or torch.accelerator.is_available()
+
+
 def test_hidden_words_are_learnt_and_only_the_encoder_changes(tmp_path: Path) -> None:
     trained, untouched = model(), model()
     pretrain(trained, documents(), options(epochs=30.0), tmp_path, seed=0, resume=False)
