@@ -50,9 +50,7 @@ def options(**changes: Any) -> PretrainingOptions:
 
 
 def test_mixed_precision_is_accepted_without_a_gpu(tmp_path: Path) -> None:
-    preset = load_preset("demo").pretraining
-    assert preset is not None
-    arguments = trainer.trainer_arguments(replace(preset, mixed_precision="bf16"), tmp_path, seed=0)
+    arguments = trainer.trainer_arguments(options(mixed_precision="bf16"), tmp_path, seed=0)
     assert arguments.bf16
     assert arguments.device.type == "cpu" or torch.accelerator.is_available()
 
