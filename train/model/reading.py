@@ -21,42 +21,42 @@ class Pool(NamedTuple):
     """Attention of K queries for each of H heads over the tokens of a segment, before its softmax."""
 
     scores: Tensor  # [S, H, K, c]
-    value: Tensor  # [S, H, c, e]
+    value: Tensor  # [S, H, c, e + 1], of `values_and_one`: the weights' sum comes with the weighted sum
 
 
 def hide_fill(scores: Tensor, segments: Segments) -> Tensor:
-    """Scores [S, H, K, c] with those of slots' empty places out of reach."""
-    return scores + (~segments.mask)[:, None, None].to(scores.dtype) * _MASKED
+    """Scores [S, H, K, c] with those of empty places out of reach."""
+    return scores + torch.where(segments.mask[:, None, None], 0.0, _MASKED).to(scores.dtype)
+
+
+def values_and_one(layer: nn.Linear, heads: int) -> tuple[Tensor, Tensor]:
+    """Weight [H * (e + 1), in] and bias of a layer that gives each head's values, and a one behind them."""
+    weight = nn.functional.pad(layer.weight.unflatten(0, (heads, -1)), (0, 0, 0, 1)).flatten(0, 1)
+    return weight, nn.functional.pad(layer.bias.unflatten(0, (heads, -1)), (0, 1), value=1.0).flatten()
 
 
 def read_texts(pools: Sequence[Pool], sums: Tensor, segments: Segments) -> tuple[list[Tensor], Tensor]:
     """Read R texts.
 
     Args:
-        pools: each a softmax over all tokens of a text, joined from its segments' partial sums as in flash-decoding.
+        pools: each a softmax over all tokens of a text, joined from partial sums of its segments.
         sums: [S, F] of each segment, to be summed.
         segments: which tokens count, and of which text they are.
 
     Returns:
         For each pool [R, K, H * e], and the sums [R, F]; zero for a text without tokens.
     """
-    partials, peaks = [], []
-    for pool in pools:
-        scores = hide_fill(pool.scores, segments)
-        peak = scores.amax(-1, keepdim=True)
-        # A column of ones beside the values: the weights' sum comes with the weighted sum. All of them are one in a
-        # slot without tokens, which is no member of its text.
-        partials.append((scores - peak).exp() @ nn.functional.pad(pool.value, (0, 1), value=1.0))  # [S, H, K, e + 1]
-        peaks.append(peak.flatten(1))
-    peak = torch.cat(peaks, 1)
+    scores = [hide_fill(pool.scores, segments) for pool in pools]
+    peak = torch.cat([one.amax(-1).flatten(1) for one in scores], 1).detach()  # a softmax does not depend on it
     lowest = torch.full_like(peak[:1], torch.finfo(peak.dtype).min).expand(segments.per_row.shape[0], -1)
     highest = lowest.scatter_reduce(0, segments.row[:, None].expand_as(peak), peak, "amax")
-    scales = (peak - take(highest, segments.row)).exp().split([one.shape[1] for one in peaks], 1)
-    scaled = [
-        (partial * scale.unflatten(1, (*partial.shape[1:3], 1))).flatten(1)
-        for partial, scale in zip(partials, scales, strict=True)
+    of_text = take(highest, segments.row).split([one.shape[1] * one.shape[2] for one in scores], 1)
+    # All weights are one in a segment without tokens, which is no member of its text.
+    partials = [
+        (one - most.unflatten(1, (*one.shape[1:3], 1))).exp() @ pool.value  # [S, H, K, e + 1]
+        for pool, one, most in zip(pools, scores, of_text, strict=True)
     ]
-    parts = [*scaled, sums]
+    parts = [*(partial.flatten(1) for partial in partials), sums]
     joined = segments.member.to(sums.dtype) @ torch.cat(parts, 1)
     *totals, summed = joined.split([part.shape[1] for part in parts], 1)
     reads = []

@@ -1,17 +1,17 @@
 """Packing: texts of any lengths, end to end, cut into segments of equal length; no padding between texts.
 
 The whole model works on this form. `input_ids` are the tokens of all texts, one after the other, `lengths` says how
-many belong to each. The trunk attends inside segments of `c` tokens, so a batch is `T // c + R` segment slots whatever
-the lengths are: shapes depend on the shapes of the input alone, which is what exporters and a batching server need.
+many belong to each. The trunk attends inside segments of `c` tokens, so a batch costs as many segments as its texts
+have, at least one each.
 
 Notation used in all modules of this package:
-    R texts (rows), T tokens of all texts, c tokens in a segment, S segment slots, K orders, H heads, e = width / H,
+    R texts (rows), T tokens of all texts, c tokens in a segment, S segments, K orders, H heads, e = width / H,
     C classes, L logit columns.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +29,16 @@ class Tokens(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """The same tokens laid out in segment slots."""
+    """The same tokens laid out in segments; a text without tokens has one, which is empty."""
 
     ids: Tensor  # [S, c] int64, 0 where the mask is False
     mask: Tensor  # [S, c] bool
     token: Tensor  # [S, c] int64, which of the T tokens
     offset: Tensor  # [S, c] int64, tokens before it in its text
-    row: Tensor  # [S] int64, the text of each slot
-    place: Tensor  # [S] int64, place of the slot within its text; beyond it in a surplus slot
+    row: Tensor  # [S] int64, the text of each
+    place: Tensor  # [S] int64, place of each within its text
     per_row: Tensor  # [R] int64, segments of each text, at least 1
-    member: Tensor  # [R, S] float32, 1 where the slot holds tokens of the text: sums over a text are a product with it
+    member: Tensor  # [R, S] float32, 1 where it holds tokens of the text: sums over a text are a product with it
 
 
 def read_tokens(input_ids: Tensor, lengths: Tensor, *, max_length: int, vocab_size: int) -> Tokens:
@@ -77,12 +77,11 @@ def segment(tokens: Tokens, input_lengths: Tensor, c: int) -> Segments:
     device = tokens.ids.device
     width = input_lengths[:, 0].to(torch.int64).clamp(min=0)
     start = torch.cumsum(width, 0) - width
-    count = torch.div(tokens.lengths + (c - 1), c, rounding_mode="floor").clamp(min=1)
+    count = (tokens.lengths.to(torch.float32).clamp(min=1) / c).ceil().to(torch.int64)  # exact below 2^24 tokens
     last = torch.cumsum(count, 0)
-    # T // c + R slots always suffice: a text needs at most one segment beyond its full ones. The surplus is masked.
-    slot = torch.arange(total // c + rows, device=device)
-    row = (slot[:, None] >= last[None, :]).sum(1).clamp(max=rows - 1)
-    index = slot - take(last - count, row)
+    number = torch.arange(_segments(last[-1], total // c + rows), device=device)
+    row = (number[:, None] >= last[None, :]).sum(1)
+    index = number - take(last - count, row)
     offset = index[:, None] * c + torch.arange(c, device=device)[None, :]
     length = take(tokens.lengths, row)
     mask = offset < length[:, None]
@@ -92,6 +91,16 @@ def segment(tokens: Tokens, input_lengths: Tensor, c: int) -> Segments:
     mask = mask & (ids >= 0)
     member = (torch.where(some, row, -1) == torch.arange(rows, device=device)[:, None]).to(torch.float32)
     return Segments(torch.where(mask, ids, 0), mask, token, offset, row, index, count, member)
+
+
+def _segments(count: Tensor, most: int) -> Any:
+    """How many segments there are, as exporters can follow it: a text needs at most one beyond its full ones."""
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return count  # a number would be a constant of the trace
+    segments: Any = count.item()
+    torch._check(segments >= 1)
+    torch._check(segments <= most)
+    return segments
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from train.model.attention import LocalBlock, MartingaleAwareAttention, gelu, together
 from train.model.config import BetConfig
 from train.model.dropout import ByteDropout
-from train.model.position import FEATURES, position_features
+from train.model.position import FEATURES, length_feature, position_features
 from train.model.pretrained import PretrainedEncoder
-from train.model.reading import Pool, read_texts
+from train.model.reading import Pool, read_texts, values_and_one
 from train.model.segments import Segments, Tokens, take
 
 _PROJECTED, _COUNTED = 16, 2  # moments of 16 projections and 2 soft counts of the hidden states
+SUMMARISED = (_PROJECTED, _PROJECTED, _COUNTED)  # of one stream: means, deviations, counts
 _COVERING = 6  # n-grams up to 3 that cover a token: 1 + 2 + 3
 _FEATURE_DROPOUT = 0.1  # of the evidence features; members never saw the text, but they are not independent of it
 
@@ -40,7 +41,7 @@ class Parts(NamedTuple):
     pool: Pool
     moments: Tensor  # [S, c, 16]
     counts: Tensor  # [S, c, 2], before softplus
-    sums: Tensor  # [S, L], votes and corrections of each segment
+    states: Tensor  # [S, c, width], whose mean over a segment votes
 
 
 class SegmentConvolution(nn.Module):
@@ -100,19 +101,12 @@ class Summary(nn.Module):
     def __init__(self, width: int, columns: int, dropout: float) -> None:
         super().__init__()
         self.moments, self.counts = nn.Linear(width, _PROJECTED), nn.Linear(width, _COUNTED)
-        self.from_statistics = nn.Linear(2 * _PROJECTED + _COUNTED + 1, columns)
+        self.from_statistics = nn.Linear(sum(SUMMARISED) + 1, columns)
         nn.init.zeros_(self.from_statistics.weight)  # the first answer is the prior
         self.vote = nn.Linear(width, columns)
         nn.init.normal_(self.vote.weight, std=0.02)
         self.log_vote_scale = nn.Parameter(torch.zeros(columns))
         self.dropout = ByteDropout(dropout)
-
-    def votes(self, x: Tensor, segments: Segments) -> Tensor:
-        """Hidden states [S * c, width] -> bounded votes of the segments [S, L]."""
-        mask = segments.mask[..., None].to(x.dtype)
-        of_segment = (x.reshape(*segments.mask.shape, -1) * mask).sum(1) / mask.sum(1).clamp(min=1)
-        vote: Tensor = self.log_vote_scale.exp() * 0.5 * torch.tanh(self.vote(self.dropout(of_segment)))
-        return vote
 
 
 class WordsStream(nn.Module):
@@ -140,15 +134,15 @@ class WordsStream(nn.Module):
     def forward(self, x: Tensor, segments: Segments) -> Parts:
         """Hidden states [S * c, width] -> Parts."""
         ranks = self.readout.random_ranks(self.config.training_orders) if self.training else None
-        layers = (self.readout.key, self.readout.value, self.summary.moments, self.summary.counts)
-        key, value, moments, counts = together(x, segments, *layers)
-        pool = self.readout.pool(key, value, segments, ranks)
-        return Parts(pool, moments, counts, self.summary.votes(x, segments))
+        value = values_and_one(self.readout.value, self.readout.heads)
+        layers = (self.readout.key, value, self.summary.moments, self.summary.counts)
+        key, values, moments, counts = together(x, segments, *layers)
+        pool = self.readout.pool(key, values, segments, ranks)
+        return Parts(pool, moments, counts, x.reshape(*segments.mask.shape, -1))
 
-    def answer(self, read: Tensor, statistics: Tensor, sums: Tensor) -> Tensor:
-        """What was read of R texts [R, K, width], statistics [R, 35], sums [R, L] -> logits [R, K, L]."""
-        by_order = self.from_readout(self.dropout(self.readout_norm(read)))
-        logits: Tensor = by_order + (self.summary.from_statistics(statistics) + sums)[:, None]
+    def answer(self, read: Tensor, summary: Tensor) -> Tensor:
+        """What was read of R texts [R, K, width], logits of their summaries [R, L] -> logits [R, K, L]."""
+        logits: Tensor = self.from_readout(self.dropout(self.readout_norm(read))) + summary[:, None]
         return logits
 
 
@@ -175,31 +169,29 @@ class EvidenceStream(nn.Module):
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
-    def forward(self, x: Tensor, by_token: Tensor, position: Tensor, segments: Segments) -> Parts:
-        """Hidden states [S * c, width], evidence [T, 3, L], position features [S, c, 8] -> Parts."""
+    def forward(self, x: Tensor, by_token: Tensor, position: Tensor, segments: Segments) -> tuple[Parts, Tensor]:
+        """Hidden states [S * c, width], evidence [T, 3, L], places [S, c, 8] -> Parts, corrections [S, c, L]."""
         token, place = segments.token.flatten(), position.flatten(0, 1)
-        covering = take(covering_evidence(by_token) * self.scale, token)  # [S * c, 6 L]
+        covering = take(covering_evidence(by_token), token)  # [S * c, 6 L]
         own = take(by_token.sum(1), token)  # [S * c, L]
-        placed = (place[..., None] * own[:, None] * self.scale).flatten(1)
+        placed = (place[..., None] * own[:, None]).flatten(1)
         features = self.feature_dropout(torch.cat([covering, covering.abs()], -1))
         seen = torch.cat([self.dropout(x), features, place, placed], -1)
-        layers = (self.project_in, self.evidence, self.position)  # their sum, as one product
-        weight, bias = torch.cat([layer.weight for layer in layers], 1), torch.stack([layer.bias for layer in layers])
-        y = self.norm(self.block(nn.functional.linear(seen, weight, bias.sum(0)), segments))
-        heads = (self.score, self.value, self.gate, self.summary.moments, self.summary.counts)
-        score, value, gate, moments, counts = together(y, segments, *heads)
-        pool = Pool(
-            score.transpose(1, 2)[:, :, None],
-            value.unflatten(-1, (self.heads, value.shape[-1] // self.heads)).transpose(1, 2),
-        )
-        mask = segments.mask[..., None].to(y.dtype)
-        corrected = (gate * own.reshape(gate.shape) * mask).sum(1)
-        return Parts(pool, moments, counts, self.summary.votes(y, segments) + corrected)
+        # The layers' sum as one product; what scales the evidence scales its weights, which a graph holds as they are.
+        of_place, of_placed = self.position.weight.tensor_split([FEATURES], 1)
+        weight = [self.project_in.weight, self.evidence.weight * self.scale, of_place, of_placed * self.scale]
+        bias = self.project_in.bias + self.evidence.bias + self.position.bias
+        y = self.norm(self.block(nn.functional.linear(seen, torch.cat(weight, 1), bias), segments))
+        value = values_and_one(self.value, self.heads)
+        heads = (self.score, value, self.gate, self.summary.moments, self.summary.counts)
+        score, values, gate, moments, counts = together(y, segments, *heads)
+        pool = Pool(score.transpose(1, 2)[:, :, None], values.unflatten(-1, (self.heads, -1)).transpose(1, 2))
+        parts = Parts(pool, moments, counts, y.reshape(*segments.mask.shape, -1))
+        return parts, gate * own.reshape(gate.shape)
 
-    def answer(self, read: Tensor, statistics: Tensor, sums: Tensor) -> Tensor:
-        """What was read of R texts [R, 1, width], statistics [R, 35], sums [R, L] -> logits [R, L]."""
-        by_query = self.from_readout(self.dropout(self.readout_norm(read[:, 0])))
-        logits: Tensor = by_query + self.summary.from_statistics(statistics) + sums
+    def answer(self, read: Tensor, summary: Tensor) -> Tensor:
+        """What was read of R texts [R, 1, width], logits of their summaries [R, L] -> logits [R, L]."""
+        logits: Tensor = self.from_readout(self.dropout(self.readout_norm(read[:, 0]))) + summary
         return logits
 
 
@@ -216,6 +208,29 @@ def covering_evidence(by_token: Tensor) -> Tensor:
     return back.index_select(1, torch.tensor(chosen, device=back.device))
 
 
+class SummaryLogits(nn.Module):
+    """`from_statistics` of both summaries as one layer, to which corrections and votes add; no weights of its own."""
+
+    def forward(self, statistics: Tensor, words: Summary, evidence: Summary) -> Tensor:
+        """Statistics of R texts -> logits by words, then by evidence [R, 2 L].
+
+        Args:
+            statistics: [R, 69 + 3 L], the moments' means, their deviations, and counts, each of words, then of
+                evidence; the length; corrections, votes by words, votes by evidence.
+            words: of the words stream.
+            evidence: of the evidence stream.
+        """
+        rows, columns = [], words.from_statistics.out_features
+        for index, summary in enumerate((words, evidence)):
+            *parts, of_length = summary.from_statistics.weight.split([*SUMMARISED, 1], 1)
+            own = [nn.functional.pad(part, (part.shape[1] * index, part.shape[1] * (1 - index))) for part in parts]
+            rows.append(torch.cat([*own, of_length], 1))
+        one = torch.eye(columns, device=statistics.device, dtype=rows[0].dtype)
+        straight = torch.cat([torch.cat([0 * one, one, 0 * one], 1), torch.cat([one, 0 * one, one], 1)])
+        bias = torch.cat([words.from_statistics.bias, evidence.from_statistics.bias])
+        return nn.functional.linear(statistics, torch.cat([torch.cat(rows), straight], 1), bias)
+
+
 class Trunk(nn.Module):
     """Encoder and both streams."""
 
@@ -227,16 +242,18 @@ class Trunk(nn.Module):
         )
         self.words = WordsStream(config)
         self.evidence = EvidenceStream(config)
+        self.summary_logits = SummaryLogits()
 
     def forward(self, segments: Segments, tokens: Tokens, by_token: Tensor) -> Streams:
         """Segments of R texts, their tokens, and the evidence at each [T, 3, L] -> Streams."""
         position = position_features(segments.offset, take(tokens.lengths, segments.row)[:, None])
         x = self.encoder(self._with_unknowns(segments), position, segments)
-        words, evidence = self.words(x, segments), self.evidence(x, by_token, position, segments)
-        reads, statistics, sums = _read(words, evidence, segments, tokens.lengths)
-        return Streams(
-            self.words.answer(reads[0], statistics[0], sums[0]), self.evidence.answer(reads[1], statistics[1], sums[1])
-        )
+        words = self.words(x, segments)
+        evidence, corrections = self.evidence(x, by_token, position, segments)
+        summaries = (self.words.summary, self.evidence.summary)
+        reads, statistics = _read((words, evidence), corrections, summaries, segments, tokens.lengths)
+        by_words, by_evidence = self.summary_logits(statistics, *summaries).chunk(2, 1)
+        return Streams(self.words.answer(reads[0], by_words), self.evidence.answer(reads[1], by_evidence))
 
     def _with_unknowns(self, segments: Segments) -> Tensor:
         """The ids [S, c], in training with a share of them unknown, so that no single word is relied on."""
@@ -247,22 +264,40 @@ class Trunk(nn.Module):
 
 
 def _read(
-    words: Parts, evidence: Parts, segments: Segments, lengths: Tensor
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Read both streams' parts as texts: what the pools read, statistics [R, 35], and sums [R, L], for each stream."""
-    parts = (words, evidence)
-    moments = torch.cat([part.moments for part in parts], -1)
-    counts = nn.functional.softplus(torch.cat([part.counts for part in parts], -1))
+    parts: tuple[Parts, Parts],
+    corrections: Tensor,
+    summaries: tuple[Summary, Summary],
+    segments: Segments,
+    lengths: Tensor,
+) -> tuple[list[Tensor], Tensor]:
+    """Read the parts of words and evidence as texts: what the pools read, and the statistics for `SummaryLogits`.
+
+    What is summed over tokens is summed in one pass.
+    """
+    words, evidence = parts
+    moments = torch.cat([words.moments, evidence.moments], -1)
+    counts = nn.functional.softplus(torch.cat([words.counts, evidence.counts], -1))
     mask, n = segments.mask[..., None].to(moments.dtype), lengths.to(moments.dtype).clamp(min=1)[:, None]
-    over_tokens = (torch.cat([moments, counts], -1) * mask).sum(1)
-    columns = words.sums.shape[1]
-    reads, summed = read_texts(
-        [part.pool for part in parts], torch.cat([over_tokens, words.sums, evidence.sums], 1), segments
-    )
-    total, counted, *sums = summed.split([2 * _PROJECTED, 2 * _COUNTED, columns, columns], 1)
+    summands = torch.cat([moments, counts, corrections, words.states, evidence.states], -1)
+    columns = corrections.shape[2]
+    kept = 2 * _PROJECTED + 2 * _COUNTED + columns
+    over_tokens, states = (summands * mask).sum(1).tensor_split([kept], 1)
+    votes = _votes(states / mask.sum(1).clamp(min=1), summaries)
+    reads, summed = read_texts([part.pool for part in parts], torch.cat([over_tokens, votes], 1), segments)
+    total, counted, straight = summed.split([2 * _PROJECTED, 2 * _COUNTED, 3 * columns], 1)
     mean = total / n
     away = moments - take(mean, segments.row)[:, None]
     deviation = (segments.member.to(away.dtype) @ (away * away * mask).sum(1) / n + 1e-6).sqrt()
-    shared = zip(mean.chunk(2, 1), deviation.chunk(2, 1), torch.log1p(counted).chunk(2, 1), strict=True)
-    length = torch.log(n) / 2 - 2.5
-    return reads, [torch.cat([*statistic, length], 1) for statistic in shared], sums
+    statistics = torch.cat([mean, deviation, torch.log1p(counted), length_feature(n), straight], 1)
+    return reads, statistics
+
+
+def _votes(states: Tensor, summaries: tuple[Summary, Summary]) -> Tensor:
+    """Mean states of segments [S, width + width] -> their bounded votes [S, L + L], by words and by evidence."""
+    words, evidence = (summary.vote.weight for summary in summaries)
+    pad = nn.functional.pad
+    weight = torch.cat([pad(words, (0, evidence.shape[1])), pad(evidence, (words.shape[1], 0))])
+    bias = torch.cat([summary.vote.bias for summary in summaries])
+    scale = 0.5 * torch.cat([summary.log_vote_scale for summary in summaries]).exp()
+    states = summaries[0].dropout(states)
+    return scale * torch.tanh(nn.functional.linear(states, weight, bias))

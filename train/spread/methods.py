@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from train.model.bet import BetComponents, BetForSequenceClassification
 from train.model.dropout import ByteDropout
+from train.model.streams import SUMMARISED
 from train.prediction import Ids
 from train.training import TrainingTexts, collate
 
@@ -210,17 +211,22 @@ class _Heads:
         trunk = base.trunk
         words, evidence = base.log_scales[1].detach().exp(), base.log_scales[2].detach().exp()
         self.layers = [
-            (trunk.words.from_readout, words),
-            (trunk.words.summary.from_statistics, words),
-            (trunk.evidence.from_readout, evidence),
-            (trunk.evidence.summary.from_statistics, evidence),
+            (trunk.words.from_readout, words.expand(trunk.words.from_readout.in_features)),
+            (trunk.evidence.from_readout, evidence.expand(trunk.evidence.from_readout.in_features)),
+            (trunk.summary_logits, _of_statistics(words, evidence)),
         ]
         self.seen: dict[int, Tensor] = {}
 
     def features(self) -> Tensor:
         """[R, F] of the last pass."""
-        found = [self.seen[i] * scale for i, (_, scale) in enumerate(self.layers)]
+        found = [self.seen[i][..., : len(scale)] * scale for i, (_, scale) in enumerate(self.layers)]
         return torch.cat([one.mean(1) if one.ndim == 3 else one for one in found], 1)
+
+
+def _of_statistics(words: Tensor, evidence: Tensor) -> Tensor:
+    """Scales [69] of what `SummaryLogits` reads: each of words, then of evidence; the length serves both."""
+    shared = (words**2 + evidence**2).sqrt()[None]
+    return torch.cat([*(scale.expand(n) for n in SUMMARISED for scale in (words, evidence)), shared])
 
 
 @contextmanager
