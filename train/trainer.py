@@ -28,6 +28,7 @@ from transformers import (
 from transformers.trainer_utils import rotate_checkpoints
 
 from train.checkpoint import newest_whole, written_whole
+from train.errors import ConfigError
 from train.preset import OptimizerOptions
 
 KEEP_ROLLING = 3
@@ -44,7 +45,12 @@ class ByEpoch(Protocol):
 
 
 def trainer_arguments(options: OptimizerOptions, rolling: Path, *, seed: int, **more: Any) -> TrainingArguments:
-    """What both phases ask of the Trainer; rolling checkpoints go to `rolling`."""
+    """What both phases ask of the Trainer; rolling checkpoints go to `rolling`.
+
+    Raises:
+        ConfigError: if the hardware cannot compute in `options.mixed_precision`.
+    """
+    _check_precision(options.mixed_precision)
     return TrainingArguments(
         output_dir=str(rolling),
         num_train_epochs=options.epochs,
@@ -67,6 +73,16 @@ def trainer_arguments(options: OptimizerOptions, rolling: Path, *, seed: int, **
         seed=seed,
         **more,
     )
+
+
+def _check_precision(wanted: str) -> None:
+    if wanted == "fp16" and not torch.accelerator.is_available():
+        raise ConfigError(
+            'mixed_precision "fp16" needs a GPU, and this machine has none: set "no" or "bf16" in the preset'
+        )
+    if wanted == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise ConfigError(f'mixed_precision "bf16": {name} does not compute in it: set "fp16" or "no" in the preset')
 
 
 def optimizer_of(

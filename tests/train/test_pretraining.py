@@ -13,6 +13,7 @@ import torch
 from transformers import set_seed
 
 from train import trainer
+from train.errors import ConfigError
 from train.model import BetConfig, BetForSequenceClassification
 from train.model.position import position_features
 from train.model.segments import segment
@@ -53,6 +54,17 @@ def test_mixed_precision_is_accepted_without_a_gpu(tmp_path: Path) -> None:
     arguments = trainer.trainer_arguments(options(mixed_precision="bf16"), tmp_path, seed=0)
     assert arguments.bf16
     assert arguments.device.type == "cpu" or torch.accelerator.is_available()
+
+
+def test_a_precision_that_the_hardware_lacks_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r'"fp16" needs a GPU.*set "no" or "bf16"'):
+        trainer.trainer_arguments(options(mixed_precision="fp16"), tmp_path, seed=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(ConfigError, match=r'"bf16": Tesla T4 .*set "fp16" or "no"'):
+        trainer.trainer_arguments(options(mixed_precision="bf16"), tmp_path, seed=0)
 
 
 def test_hidden_words_are_learnt_and_only_the_encoder_changes(tmp_path: Path) -> None:
