@@ -100,6 +100,11 @@ def test_an_ngram_that_no_document_shares_owns_no_slot() -> None:
     assert found.document.tolist() == [0, 0, 1, 1]
 
 
+@given(st.integers(0, 5000), st.integers(0, 5000), st.integers(1, 5000))
+def test_weights_stay_in_the_range_that_the_sort_key_tells_n_grams_apart_by(a: int, b: int, length: int) -> None:
+    assert 600 <= occurrence_weight(torch.tensor(a), torch.tensor(b), torch.tensor(length)).item() <= 2200
+
+
 @given(st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=12), min_size=1, max_size=6), st.sampled_from([2, 3]))
 @settings(max_examples=60)
 def test_distinct_ngrams_are_those_of_a_set(texts: list[list[int]], n: int) -> None:

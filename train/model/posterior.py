@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 SMALLEST_PROBABILITY = 1e-5
 _CONCENTRATION_RANGE = (0.05, 1e4)
-# Of log x - digamma(x) as a polynomial in 1 / x without a constant, for x >= 1.
+# Of log(1 + x) - digamma(1 + x) as a polynomial in 1 / (1 + x) without a constant.
 _DIGAMMA = (0.500000348, 0.083322408, 0.000114953, -0.008888369, 0.001277296, 0.003137116, -0.002273481, 0.000525397)
 
 
@@ -36,15 +36,16 @@ class Predictive(NamedTuple):
     logit_variance: Tensor  # [R], variance over orders of the scaled trunk logit, mean over columns
 
 
-def digamma(x: Tensor) -> Tensor:
-    """Digamma for x >= 1: log x less a polynomial in 1 / x, to 4e-9 before float32 rounds it.
+def digamma1p(x: Tensor) -> Tensor:
+    """Digamma of 1 + x for x >= 0: log(1 + x) less a polynomial in 1 / (1 + x), to 4e-9 before float32 rounds it.
 
     ONNX has no such operator, and the recurrence with its asymptotic series (Abramowitz & Stegun 6.3.18) takes three
-    times as many nodes of a graph. The coefficients are least squares on 4,000 Chebyshev nodes of 1 / x in (0, 1].
+    times as many nodes of a graph. The coefficients are least squares on 4,000 Chebyshev nodes of 1 / (1 + x) in
+    (0, 1].
     """
     coefficients = torch.tensor(_DIGAMMA, device=x.device, dtype=x.dtype)
     powers = torch.arange(1, len(_DIGAMMA) + 1, device=x.device, dtype=x.dtype)
-    log = torch.log(x)
+    log = torch.log(x + 1)
     return log - (log[..., None] * -powers).exp() @ coefficients
 
 
@@ -105,7 +106,7 @@ class Posterior(nn.Module):
         strength = ((p * (1 - p)).sum(-1) / spread - 1).clamp(*_CONCENTRATION_RANGE)
         concentration = strength[:, None] * p
         total = -(p * p.log()).sum(-1)
-        grown = digamma(torch.cat([concentration, strength[:, None]], 1) + 1)
+        grown = digamma1p(torch.cat([concentration, strength[:, None]], 1))
         aleatoric = grown[:, -1] - (p * grown[:, :-1]).sum(-1)
         aleatoric = torch.minimum(aleatoric, total)
         top = p.argmax(-1)[:, None, None].expand(-1, by_order.shape[1], 1)

@@ -98,7 +98,7 @@ class Summary(nn.Module):
     Moments and counts are over tokens; a segment's vote is bounded, so that one segment cannot outshout a text.
     """
 
-    def __init__(self, width: int, columns: int, dropout: float) -> None:
+    def __init__(self, width: int, columns: int) -> None:
         super().__init__()
         self.moments, self.counts = nn.Linear(width, _PROJECTED), nn.Linear(width, _COUNTED)
         self.from_statistics = nn.Linear(sum(SUMMARISED) + 1, columns)
@@ -106,7 +106,6 @@ class Summary(nn.Module):
         self.vote = nn.Linear(width, columns)
         nn.init.normal_(self.vote.weight, std=0.02)
         self.log_vote_scale = nn.Parameter(torch.zeros(columns))
-        self.dropout = ByteDropout(dropout)
 
 
 class WordsStream(nn.Module):
@@ -129,7 +128,7 @@ class WordsStream(nn.Module):
         self.dropout = ByteDropout(config.hidden_dropout)
         self.from_readout = nn.Linear(width, columns)
         nn.init.zeros_(self.from_readout.weight)
-        self.summary = Summary(width, columns, config.hidden_dropout)
+        self.summary = Summary(width, columns)
 
     def forward(self, x: Tensor, segments: Segments) -> Parts:
         """Hidden states [S * c, width] -> Parts."""
@@ -164,7 +163,7 @@ class EvidenceStream(nn.Module):
         self.score, self.value = nn.Linear(width, self.heads), nn.Linear(width, width)
         self.from_readout = nn.Linear(width, columns)
         nn.init.zeros_(self.from_readout.weight)
-        self.summary = Summary(width, columns, config.hidden_dropout)
+        self.summary = Summary(width, columns)
         self.gate = nn.Linear(width, columns)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
@@ -208,8 +207,19 @@ def covering_evidence(by_token: Tensor) -> Tensor:
     return back.index_select(1, torch.tensor(chosen, device=back.device))
 
 
-class SummaryLogits(nn.Module):
-    """`from_statistics` of both summaries as one layer, to which corrections and votes add; no weights of its own."""
+class Summaries(nn.Module):
+    """The summaries of both streams, read as one; it has no weights of its own."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = ByteDropout(dropout)
+
+    def votes(self, states: Tensor, words: Summary, evidence: Summary) -> Tensor:
+        """Mean states of segments [S, width + width] -> their bounded votes [S, L + L], by words and by evidence."""
+        weight = torch.block_diag(words.vote.weight, evidence.vote.weight)
+        bias = torch.cat([words.vote.bias, evidence.vote.bias])
+        scale = 0.5 * torch.cat([words.log_vote_scale, evidence.log_vote_scale]).exp()
+        return scale * torch.tanh(nn.functional.linear(self.dropout(states), weight, bias))
 
     def forward(self, statistics: Tensor, words: Summary, evidence: Summary) -> Tensor:
         """Statistics of R texts -> logits by words, then by evidence [R, 2 L].
@@ -220,15 +230,13 @@ class SummaryLogits(nn.Module):
             words: of the words stream.
             evidence: of the evidence stream.
         """
-        rows, columns = [], words.from_statistics.out_features
-        for index, summary in enumerate((words, evidence)):
-            *parts, of_length = summary.from_statistics.weight.split([*SUMMARISED, 1], 1)
-            own = [nn.functional.pad(part, (part.shape[1] * index, part.shape[1] * (1 - index))) for part in parts]
-            rows.append(torch.cat([*own, of_length], 1))
-        one = torch.eye(columns, device=statistics.device, dtype=rows[0].dtype)
-        straight = torch.cat([torch.cat([0 * one, one, 0 * one], 1), torch.cat([one, 0 * one, one], 1)])
-        bias = torch.cat([words.from_statistics.bias, evidence.from_statistics.bias])
-        return nn.functional.linear(statistics, torch.cat([torch.cat(rows), straight], 1), bias)
+        layers = (words.from_statistics, evidence.from_statistics)
+        *parts, of_length = zip(*(layer.weight.split([*SUMMARISED, 1], 1) for layer in layers), strict=True)
+        one = torch.eye(layers[0].out_features, device=statistics.device, dtype=layers[0].weight.dtype)
+        # The evidence's logits take the corrections, and each stream's its own votes.
+        added = torch.cat([torch.cat([torch.zeros_like(one), one]), torch.block_diag(one, one)], 1)
+        weight = torch.cat([*(torch.block_diag(*part) for part in parts), torch.cat(of_length), added], 1)
+        return nn.functional.linear(statistics, weight, torch.cat([layer.bias for layer in layers]))
 
 
 class Trunk(nn.Module):
@@ -242,7 +250,7 @@ class Trunk(nn.Module):
         )
         self.words = WordsStream(config)
         self.evidence = EvidenceStream(config)
-        self.summary_logits = SummaryLogits()
+        self.summaries = Summaries(config.hidden_dropout)
 
     def forward(self, segments: Segments, tokens: Tokens, by_token: Tensor) -> Streams:
         """Segments of R texts, their tokens, and the evidence at each [T, 3, L] -> Streams."""
@@ -250,9 +258,8 @@ class Trunk(nn.Module):
         x = self.encoder(self._with_unknowns(segments), position, segments)
         words = self.words(x, segments)
         evidence, corrections = self.evidence(x, by_token, position, segments)
-        summaries = (self.words.summary, self.evidence.summary)
-        reads, statistics = _read((words, evidence), corrections, summaries, segments, tokens.lengths)
-        by_words, by_evidence = self.summary_logits(statistics, *summaries).chunk(2, 1)
+        reads, statistics = self._read(words, evidence, corrections, segments, tokens.lengths)
+        by_words, by_evidence = self.summaries(statistics, self.words.summary, self.evidence.summary).chunk(2, 1)
         return Streams(self.words.answer(reads[0], by_words), self.evidence.answer(reads[1], by_evidence))
 
     def _with_unknowns(self, segments: Segments) -> Tensor:
@@ -262,42 +269,24 @@ class Trunk(nn.Module):
         dropped = torch.rand(segments.ids.shape, device=segments.ids.device) < self.config.token_dropout
         return torch.where(dropped & segments.mask, self.config.unk_token_id, segments.ids)
 
+    def _read(
+        self, words: Parts, evidence: Parts, corrections: Tensor, segments: Segments, lengths: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Read the parts as texts: what the pools read, and the statistics for `Summaries`.
 
-def _read(
-    parts: tuple[Parts, Parts],
-    corrections: Tensor,
-    summaries: tuple[Summary, Summary],
-    segments: Segments,
-    lengths: Tensor,
-) -> tuple[list[Tensor], Tensor]:
-    """Read the parts of words and evidence as texts: what the pools read, and the statistics for `SummaryLogits`.
-
-    What is summed over tokens is summed in one pass.
-    """
-    words, evidence = parts
-    moments = torch.cat([words.moments, evidence.moments], -1)
-    counts = nn.functional.softplus(torch.cat([words.counts, evidence.counts], -1))
-    mask, n = segments.mask[..., None].to(moments.dtype), lengths.to(moments.dtype).clamp(min=1)[:, None]
-    summands = torch.cat([moments, counts, corrections, words.states, evidence.states], -1)
-    columns = corrections.shape[2]
-    kept = 2 * _PROJECTED + 2 * _COUNTED + columns
-    over_tokens, states = (summands * mask).sum(1).tensor_split([kept], 1)
-    votes = _votes(states / mask.sum(1).clamp(min=1), summaries)
-    reads, summed = read_texts([part.pool for part in parts], torch.cat([over_tokens, votes], 1), segments)
-    total, counted, straight = summed.split([2 * _PROJECTED, 2 * _COUNTED, 3 * columns], 1)
-    mean = total / n
-    away = moments - take(mean, segments.row)[:, None]
-    deviation = (segments.member.to(away.dtype) @ (away * away * mask).sum(1) / n + 1e-6).sqrt()
-    statistics = torch.cat([mean, deviation, torch.log1p(counted), length_feature(n), straight], 1)
-    return reads, statistics
-
-
-def _votes(states: Tensor, summaries: tuple[Summary, Summary]) -> Tensor:
-    """Mean states of segments [S, width + width] -> their bounded votes [S, L + L], by words and by evidence."""
-    words, evidence = (summary.vote.weight for summary in summaries)
-    pad = nn.functional.pad
-    weight = torch.cat([pad(words, (0, evidence.shape[1])), pad(evidence, (words.shape[1], 0))])
-    bias = torch.cat([summary.vote.bias for summary in summaries])
-    scale = 0.5 * torch.cat([summary.log_vote_scale for summary in summaries]).exp()
-    states = summaries[0].dropout(states)
-    return scale * torch.tanh(nn.functional.linear(states, weight, bias))
+        What is summed over tokens is summed in one pass.
+        """
+        moments = torch.cat([words.moments, evidence.moments], -1)
+        counts = nn.functional.softplus(torch.cat([words.counts, evidence.counts], -1))
+        mask, n = segments.mask[..., None].to(moments.dtype), lengths.to(moments.dtype).clamp(min=1)[:, None]
+        summands = torch.cat([moments, counts, corrections, words.states, evidence.states], -1)
+        columns = corrections.shape[2]
+        kept = 2 * _PROJECTED + 2 * _COUNTED + columns
+        over_tokens, states = (summands * mask).sum(1).tensor_split([kept], 1)
+        votes = self.summaries.votes(states / mask.sum(1).clamp(min=1), self.words.summary, self.evidence.summary)
+        reads, summed = read_texts([words.pool, evidence.pool], torch.cat([over_tokens, votes], 1), segments)
+        total, counted, added = summed.split([2 * _PROJECTED, 2 * _COUNTED, 3 * columns], 1)
+        mean = total / n
+        away = moments - take(mean, segments.row)[:, None]
+        deviation = (segments.member.to(away.dtype) @ (away * away * mask).sum(1) / n + 1e-6).sqrt()
+        return reads, torch.cat([mean, deviation, torch.log1p(counted), length_feature(n), added], 1)

@@ -213,7 +213,7 @@ class _Heads:
         self.layers = [
             (trunk.words.from_readout, words.expand(trunk.words.from_readout.in_features)),
             (trunk.evidence.from_readout, evidence.expand(trunk.evidence.from_readout.in_features)),
-            (trunk.summary_logits, _of_statistics(words, evidence)),
+            (trunk.summaries, _of_statistics(words, evidence)),
         ]
         self.seen: dict[int, Tensor] = {}
 
@@ -224,7 +224,7 @@ class _Heads:
 
 
 def _of_statistics(words: Tensor, evidence: Tensor) -> Tensor:
-    """Scales [69] of what `SummaryLogits` reads: each of words, then of evidence; the length serves both."""
+    """Scales [69] of what `Summaries` reads: each of words, then of evidence; the length serves both."""
     shared = (words**2 + evidence**2).sqrt()[None]
     return torch.cat([*(scale.expand(n) for n in SUMMARISED for scale in (words, evidence)), shared])
 
