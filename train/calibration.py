@@ -136,7 +136,7 @@ def calibrate(
         model: its trunk and evidence stay as they are.
         documents: token ids of N texts that neither trained nor selected anything.
         labels: [N] int64.
-        crop_weight: weight of a random crop of each fitting row, so that short texts are calibrated too.
+        crop_weight: weight of a crop of each fitting row, so that short texts are calibrated too.
         novelty_quantile: of the fitting rows' epistemic uncertainty, above which a text is unfamiliar.
         seed: of the crops.
 
@@ -154,7 +154,8 @@ def calibrate(
             (1.0, components_of(model, fitting), target),
             (crop_weight, components_of(model, [crop(d, random) for d in fitting]), target),
         ],
-        around=Around(evidence_scale=0.08, trunk_scale=0.04, bias=0.16, variance=0.008),
+        around=Around(evidence_scale=0.08, trunk_scale=0.04, bias=_TO_PRIOR, variance=0.008),
+        prior=model.evidence.bias,
     )
     fitted = predict_ids(model, fitting)
     return score(
@@ -206,8 +207,8 @@ def start_posterior(
 ) -> None:
     """Fit what the evidence alone determines, on the out-of-fold scores of the whole training part.
 
-    They are honest and there are many of them, so scale, bias and variances are known well before the trunk exists; a
-    few hundred calibration rows then only have to say how far to trust the trunk. Without this start the scale came out
+    They are honest and there are many of them, so scale and variances are known well before the trunk exists; a few
+    hundred calibration rows then only have to say how far to trust the trunk. Without this start the scale came out
     as e^0.05 or e^0.60 depending on which half of the calibration part was used, and ECE with it.
     """
     target = torch.from_numpy(labels)
@@ -219,7 +220,8 @@ def start_posterior(
     fit_posterior(
         posterior,
         [(1.0, part(tables.whole), target), (crop_weight, part(tables.crops), target)],
-        around=Around(evidence_scale=0.0, trunk_scale=0.0, bias=0.0, variance=0.001),
+        around=Around(evidence_scale=0.0, trunk_scale=0.0, bias=_TO_PRIOR, variance=0.001),
+        prior=torch.from_numpy(tables.bias),
     )
 
 
@@ -233,16 +235,29 @@ class Around:
     variance: float
 
 
+_TO_PRIOR = 1.0  # nats a row
 LOOSE = Around(evidence_scale=0.001, trunk_scale=0.001, bias=0.001, variance=0.001)
 
 
 def fit_posterior(
-    posterior: Posterior, parts: list[tuple[float, BetComponents, torch.Tensor]], *, around: Around
+    posterior: Posterior,
+    parts: list[tuple[float, BetComponents, torch.Tensor]],
+    *,
+    around: Around,
+    prior: torch.Tensor | None = None,
 ) -> None:
     """Fit the posterior's numbers by L-BFGS on the negative log-likelihood of parts (weight, components, label).
 
     Its present values are the centre of normal priors, without which a few hundred rows of neighbouring texts move the
-    scale and the balance of the classes more than they know about them.
+    scale more than they know about it.
+
+    Args:
+        posterior: fitted in place.
+        parts: weight; components of N texts; labels [N] int64.
+        around: how firmly the numbers stay.
+        prior: [L], logits of the classes' shares. What a text without evidence gets, the scaled prior and the bias,
+            stays near it: whole documents, whose few strong words speak for one class more than for another, would
+            bend the bias to themselves and take every short text along. None: the bias stays near its present value.
     """
     centre = {name: value.clone() for name, value in posterior.named_parameters()}
     posterior.requires_grad_(True)
@@ -252,7 +267,11 @@ def fit_posterior(
         optimizer.zero_grad()
         loss = around.evidence_scale * (posterior.log_evidence_scale - centre["log_evidence_scale"]) ** 2
         loss = loss + around.trunk_scale * (posterior.log_trunk_scale - centre["log_trunk_scale"]) ** 2
-        loss = loss + around.bias * ((posterior.bias - centre["bias"]) ** 2).sum()
+        if prior is None:
+            moved = posterior.bias - centre["bias"]
+        else:
+            moved = posterior.log_evidence_scale.exp() * prior + posterior.bias - prior
+        loss = loss + around.bias * (moved**2).sum()
         loss = loss + around.variance * ((posterior.log_variance - centre["log_variance"]) ** 2).sum()
         for weight, components, label in parts:
             p = posterior(*components).probabilities

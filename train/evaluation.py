@@ -25,7 +25,7 @@ from train.checkpoint import Checkpoint, load_production
 from train.data import IMDB, Corpus, Split, load_rows, reload_corpus, snippets_beside
 from train.decision import Decision
 from train.errors import DataError
-from train.evidence import crop_bounds
+from train.evidence import short_length
 from train.figures import draw
 from train.metrics import Floats, Labels
 from train.page import write_page
@@ -214,8 +214,9 @@ def _cropped(split: Split) -> Split:
     random = np.random.default_rng(0)
     texts = []
     for words in (text.split() for text in split.texts):
-        start, end = crop_bounds(len(words), random, *_CROP_WORDS)
-        texts.append(" ".join(words[start:end]))
+        wanted = short_length(random, *_CROP_WORDS)
+        start = int(random.integers(0, max(len(words) - wanted, 0) + 1))
+        texts.append(" ".join(words[start : start + wanted]))
     return Split(texts, split.labels)
 
 

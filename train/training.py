@@ -1,8 +1,8 @@
 """Train the streams on labels, on packed batches, each text with evidence from a member that never saw it.
 
-Each epoch shows a fresh stretch of every text, a window or, for a share of them, a short crop; the model reads it as a
-text of its own, with the evidence that it would have. A stretch regularises, halves the cost of long texts, and a crop
-teaches what short texts need.
+Each epoch shows a fresh stretch of every text, a window or, for a share of them, its end alone; the model reads it as a
+text of its own, with the evidence that it would have. A stretch regularises and halves the cost of long texts, and a
+short ending teaches what short texts need.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from train.checkpoint import verify, written_whole
 from train.errors import CheckpointError, TrainError
-from train.evidence import HeldOut, crop_bounds
+from train.evidence import HeldOut, short_length
 from train.model.bet import BetForSequenceClassification
 from train.prediction import Ids, pack
 from train.preset import TrainingOptions
@@ -61,7 +61,7 @@ class Stretches(Dataset[dict[str, Any]]):
         length = len(self.documents[row])
         random = np.random.default_rng((self.seed, self.epoch, row))
         if self.crop_share and random.random() < self.crop_share:
-            return crop_bounds(length, random)
+            return max(length - short_length(random), 0), length
         start = int(random.integers(0, length - self.window + 1)) if length > self.window else 0
         return start, min(start + self.window, length)
 

@@ -75,16 +75,13 @@ def further_texts(training: Sequence[str], lengths: NDArray[np.int64], *, seed: 
         "scrambled": scrambled,
     }
     generators = {name: np.random.default_rng((seed, i)) for i, name in enumerate(kinds)}
-    made = {
-        name: _pieces((" ".join(text.split()) for text in make(generators[name])), lengths, generators[name])
-        for name, make in kinds.items()
-    }
+    made = {name: _pieces(make(generators[name]), lengths, generators[name]) for name, make in kinds.items()}
     return {name: texts for name, texts in made.items() if texts}
 
 
 def _pieces(documents: Iterable[str], lengths: NDArray[np.int64], random: np.random.Generator) -> list[str]:
     """One random stretch of each of at most `MOST` documents, evenly chosen among all."""
-    split = [words for document in documents if len(words := document.split(" ")) >= _LEAST_WORDS]
+    split = [words for document in documents if len(words := document.split()) >= _LEAST_WORDS]
     chosen = np.unique(np.linspace(0, len(split) - 1, min(MOST, len(split))).astype(int)) if split else []
     pieces = []
     for index in chosen:

@@ -32,7 +32,7 @@ class BetConfig(PretrainedConfig):
         head_tokens: of these, how many are taken from the beginning when a text is longer; the rest come from its end.
         hash_slots: slots of each n-gram table (n = 2, 3); a power of two is not needed.
         hidden_dropout: dropout inside the trunk.
-        token_dropout: share of tokens replaced by [UNK] in training.
+        token_dropout: mean share of tokens replaced by [UNK] in training; it differs from text to text.
         rotary_base: base of the rotary frequencies. Segments are short, so the usual 10,000 would waste half of them.
         noise_nodes: nodes at which the logit's normal distribution is integrated; two classes use Gauss-Hermite
             quadrature (exact for smooth functions at nine), more classes at least eight times as many quasi-random
@@ -67,7 +67,7 @@ class BetConfig(PretrainedConfig):
         head_tokens: int = 128,
         hash_slots: int = 1 << 18,
         hidden_dropout: float = 0.2,
-        token_dropout: float = 0.15,
+        token_dropout: float = 0.2,
         rotary_base: float = 1000.0,
         noise_nodes: int = 9,
         budget_gap: float = 1.0,

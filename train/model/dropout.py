@@ -29,3 +29,13 @@ class ByteDropout(nn.Module):
     def extra_repr(self) -> str:
         """The rate, for `print(model)`."""
         return f"p={self.threshold / 256:g}"
+
+
+def shares_dropped(texts: int, mean: float, device: torch.device) -> Tensor:
+    """The share of each text that is dropped, [texts]: of most little, of some nearly all.
+
+    It is u^(1 / mean - 1), u uniform in 0..1, whose mean is `mean`.
+    """
+    if not mean:
+        return torch.zeros(texts, device=device)
+    return torch.rand(texts, device=device) ** (1 / mean - 1)

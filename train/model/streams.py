@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from train.model.attention import LocalBlock, MartingaleAwareAttention, gelu, together
 from train.model.config import BetConfig
-from train.model.dropout import ByteDropout
+from train.model.dropout import ByteDropout, shares_dropped
 from train.model.position import FEATURES, length_feature, position_features
 from train.model.pretrained import PretrainedEncoder
 from train.model.reading import Pool, read_texts, values_and_one
@@ -255,18 +255,23 @@ class Trunk(nn.Module):
     def forward(self, segments: Segments, tokens: Tokens, by_token: Tensor) -> Streams:
         """Segments of R texts, their tokens, and the evidence at each [T, 3, L] -> Streams."""
         position = position_features(segments.offset, take(tokens.lengths, segments.row)[:, None])
-        x = self.encoder(self._with_unknowns(segments), position, segments)
+        x = self.encoder(self._with_unknowns(segments, tokens.lengths.shape[0]), position, segments)
         words = self.words(x, segments)
         evidence, corrections = self.evidence(x, by_token, position, segments)
         reads, statistics = self._read(words, evidence, corrections, segments, tokens.lengths)
         by_words, by_evidence = self.summaries(statistics, self.words.summary, self.evidence.summary).chunk(2, 1)
         return Streams(self.words.answer(reads[0], by_words), self.evidence.answer(reads[1], by_evidence))
 
-    def _with_unknowns(self, segments: Segments) -> Tensor:
-        """The ids [S, c], in training with a share of them unknown, so that no single word is relied on."""
+    def _with_unknowns(self, segments: Segments, rows: int) -> Tensor:
+        """The ids [S, c], in training with some of them unknown, so that no single word is relied on.
+
+        Of most texts few are, of some nearly all, so that the streams learn to say nothing where they can read nothing:
+        with one share for all texts, unknown words had come to speak for a class, and code got a sure answer.
+        """
         if not self.training:
             return segments.ids
-        dropped = torch.rand(segments.ids.shape, device=segments.ids.device) < self.config.token_dropout
+        share = take(shares_dropped(rows, self.config.token_dropout, segments.ids.device), segments.row)
+        dropped = torch.rand(segments.ids.shape, device=segments.ids.device) < share[:, None]
         return torch.where(dropped & segments.mask, self.config.unk_token_id, segments.ids)
 
     def _read(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from train.model.bet import BetComponents, BetForSequenceClassification
 from train.model.config import BetConfig
+from train.model.dropout import shares_dropped
 from train.model.streams import Encoder
 from train.preset import TrainingOptions
 from train.spread.loop import train_to_compare
@@ -83,7 +84,7 @@ class PlainTransformer(nn.Module):
 
         def loss_of(batch: dict[str, Any]) -> Tensor:
             ids, mask = _padded(batch["input_ids"], batch["lengths"])
-            dropped = torch.rand(ids.shape) < self.config.token_dropout
+            dropped = torch.rand(ids.shape) < shares_dropped(len(ids), self.config.token_dropout, ids.device)[:, None]
             logits = self(torch.where(dropped & mask, self.config.unk_token_id, ids), mask)
             if logits.shape[1] == 1:
                 return nn.functional.binary_cross_entropy_with_logits(logits[:, 0], batch["labels"].float())
