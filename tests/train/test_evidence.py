@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from train.calibration import start_posterior
 from train.embedding import ppmi_vectors
 from train.evidence import (
     EvidenceTables,
@@ -25,6 +26,7 @@ from train.evidence import (
 from train.features import Features, build_model, place_evidence
 from train.model import BetConfig, BetForSequenceClassification
 from train.model.position import occurrence_weight
+from train.model.posterior import Posterior
 from train.prediction import components_of, token_batches
 
 VOCABULARY, SLOTS, UNKNOWN = 60, 512, 1
@@ -140,11 +142,29 @@ def test_an_ngram_with_an_unknown_token_is_another_one_at_every_place_and_never_
 
 @given(st.integers(1, 400), st.integers(0, 2**31))
 @settings(max_examples=60)
-def test_a_crop_is_a_stretch_of_the_text(length: int, seed: int) -> None:
+def test_a_crop_is_the_end_of_the_text(length: int, seed: int) -> None:
     text = np.arange(length)
     part = crop(text, np.random.default_rng(seed))
-    assert 1 <= len(part) <= max(100, length)
-    assert np.array_equal(part, np.arange(part[0], part[0] + len(part)))
+    assert min(12, length) <= len(part) <= min(100, length)
+    assert np.array_equal(part, text[-len(part) :])
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.2), (0.6, 0.3, 0.1)])
+def test_a_text_without_evidence_gets_the_prior(shares: tuple[float, ...]) -> None:
+    documents, labels = documents_of(400, classes=len(shares))
+    random = np.random.default_rng(0)
+    kept = np.sort(np.concatenate([random.permutation(np.flatnonzero(labels == k))[: int(100 * share)]
+                                   for k, share in enumerate(shares)]))  # fmt: skip
+    tables = fit_evidence(
+        [documents[i] for i in kept], labels[kept], num_classes=len(shares), vocab_size=VOCABULARY,
+        unk_token_id=UNKNOWN, slots=SLOTS, folds=4, inverse_regularisation=1.0, crop_weight=0.15, seed=0, threads=1,
+    )  # fmt: skip
+    posterior = Posterior(len(tables.bias), 9)
+    start_posterior(posterior, tables, labels[kept], crop_weight=0.5)
+    nothing = torch.zeros(1, len(tables.bias))
+    with torch.no_grad():
+        found = posterior(nothing + torch.from_numpy(tables.bias), torch.zeros(1, 2), nothing[:, None]).probabilities
+    assert found[0].numpy() == pytest.approx(np.array(shares), abs=0.03)
 
 
 def test_folds_are_contiguous_within_a_class() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from train.errors import ConfigError
 from train.model import BetConfig, BetForSequenceClassification
 from train.model.attention import rank_table, rotate, segment_orders
-from train.model.dropout import ByteDropout
+from train.model.dropout import ByteDropout, shares_dropped
 from train.model.position import position_features
 from train.model.segments import Tokens, segment
 from train.model.streams import covering_evidence
@@ -283,3 +283,13 @@ def test_dropout_from_bytes_keeps_the_mean_and_is_off_in_evaluation() -> None:
     assert dropped.mean().item() == pytest.approx(1, abs=0.01)
     assert torch.equal(dropout.eval()(x), x)
     assert torch.equal(ByteDropout(0.0)(x), x)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.05, 0.2, 0.5, 1.0])
+def test_a_text_loses_little_or_nearly_all_of_its_words(mean: float) -> None:
+    torch.manual_seed(0)
+    shares = shares_dropped(20_000, mean, torch.device("cpu"))
+    assert shares.mean().item() == pytest.approx(mean, abs=0.01)
+    assert ((shares >= 0) & (shares <= 1)).all()
+    if 0 < mean < 0.3:
+        assert shares.median() < mean < shares.quantile(0.99)

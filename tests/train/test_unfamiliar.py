@@ -17,7 +17,7 @@ def test_kinds_are_there_and_as_long_as_asked() -> None:
     assert {"documents", "code", "word_salad", "unigram_salad"} <= set(kinds)
     for name, texts in kinds.items():
         assert 50 <= len(texts) <= MOST, name
-        assert {len(text.split(" ")) for text in texts} <= set(range(120, 141)), name  # or all of a shorter document
+        assert {len(text.split()) for text in texts} <= set(range(120, 141)), name  # or all of a shorter document
     assert unfamiliar_texts(TRAINING, LENGTHS) == kinds
     assert unfamiliar_texts(TRAINING, LENGTHS, seed=1)["word_salad"] != kinds["word_salad"]
 
