@@ -86,10 +86,12 @@ class TrainingOptions(OptimizerOptions):
 
     Attributes:
         crop_share: of the texts, shown as short crops.
+        blank_share: of the texts, replaced by unknown words with the label of any.
         encoder_rate: learning rate of the encoder, as a share of the others'; 0 leaves it as pretraining left it.
     """
 
     crop_share: float
+    blank_share: float
     encoder_rate: float
 
 

@@ -26,6 +26,7 @@ from train.model.bet import BetForSequenceClassification
 from train.prediction import Ids, pack
 from train.preset import TrainingOptions
 from train.temperature import fit_temperature
+from train.tokenizer import UNK_ID
 from train.trainer import AtomicTrainer, optimizer_of, trainer_arguments
 
 ROLLING, MILESTONES = "rolling", "milestones"
@@ -71,21 +72,48 @@ class Stretches(Dataset[dict[str, Any]]):
 
 
 class TrainingTexts(Stretches):
-    """Stretches with their labels and the evidence at their tokens, by the member that never saw the text."""
+    """Stretches with their labels and the evidence at their tokens, by the member that never saw the text.
 
-    def __init__(self, texts: Labelled, held_out: HeldOut, window: int, crop_share: float, seed: int) -> None:
+    In the place of a share of them stands a blank: unknown words without evidence, with the label of any text. So a
+    text in which nothing can be read gets the prior, however long it is.
+    """
+
+    def __init__(
+        self,
+        texts: Labelled,
+        held_out: HeldOut,
+        *,
+        window: int,
+        crop_share: float = 0.0,
+        blank_share: float = 0.0,
+        unknown: int = UNK_ID,
+        seed: int,
+    ) -> None:
         super().__init__(texts.documents, window, crop_share, seed)
-        self.labels, self.held_out = texts.labels, held_out
+        self.labels, self.held_out, self.blank_share, self.unknown = texts.labels, held_out, blank_share, unknown
         lengths = np.array([len(d) for d in texts.documents])
         self.first = np.cumsum(lengths) - lengths
 
     def __getitem__(self, row: int) -> dict[str, Any]:
+        if self.blank_share:
+            random = np.random.default_rng((self.seed, self.epoch, row, 1))
+            if random.random() < self.blank_share:
+                return self._blank(random)
         start, end = self.bounds(row)
         first = self.first[row]
         return {
             "document": self.documents[row][start:end],
             "label": int(self.labels[row]),
             "member": self.held_out.by_token[first + start : first + end],
+            "member_bias": self.held_out.bias[row],
+        }
+
+    def _blank(self, random: np.random.Generator) -> dict[str, Any]:
+        tokens, row = short_length(random), int(random.integers(len(self.labels)))
+        return {
+            "document": np.full(tokens, self.unknown, np.int64),
+            "label": int(self.labels[row]),
+            "member": np.zeros((tokens, *self.held_out.by_token.shape[1:]), np.float16),
             "member_bias": self.held_out.bias[row],
         }
 
@@ -122,7 +150,15 @@ def train_streams(
     encoder = model.trunk.encoder
     if not options.encoder_rate:
         encoder.requires_grad_(False)
-    texts = TrainingTexts(train, held_out, options.window, options.crop_share, seed)
+    texts = TrainingTexts(
+        train,
+        held_out,
+        window=options.window,
+        crop_share=options.crop_share,
+        blank_share=options.blank_share,
+        unknown=model.config.unk_token_id,
+        seed=seed,
+    )
     milestones = Milestones(model, run / MILESTONES)
     trainer = AtomicTrainer(
         model=model,

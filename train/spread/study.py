@@ -130,7 +130,9 @@ def _ways(
 ) -> dict[str, nn.Module]:
     """Every way, trained where it needs training; the default first."""
     base = members[0]
-    whole = TrainingTexts(Labelled(training.documents, training.labels), training.held_out, _WHOLE, 0.0, training.seed)
+    whole = TrainingTexts(
+        Labelled(training.documents, training.labels), training.held_out, window=_WHOLE, seed=training.seed
+    )
     ways: dict[str, nn.Module] = {
         DEFAULT: base,
         "constant": Constant(base),
@@ -202,7 +204,15 @@ def _training_texts(checkpoint: Path, first: Checkpoint, corpus: Corpus) -> Trai
     options = _options(first.provenance)
     held_out = load_evidence(checkpoint.resolve().parent).held_out
     labelled = Labelled(documents, corpus.train.labels)
-    return TrainingTexts(labelled, held_out, options.window, options.crop_share, first.provenance["seed"])
+    return TrainingTexts(
+        labelled,
+        held_out,
+        window=options.window,
+        crop_share=options.crop_share,
+        blank_share=options.blank_share,
+        unknown=first.model.config.unk_token_id,
+        seed=first.provenance["seed"],
+    )
 
 
 def _measured(name: str, way: Any, texts: Texts) -> Result:
