@@ -8,6 +8,7 @@ another budget without the data.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -259,30 +260,31 @@ def fit_posterior(
             stays near it: whole documents, whose few strong words speak for one class more than for another, would
             bend the bias to themselves and take every short text along. None: the bias stays near its present value.
     """
-    centre = {name: value.clone() for name, value in posterior.named_parameters()}
-    posterior.requires_grad_(True)
-    optimizer = torch.optim.LBFGS(list(posterior.parameters()), lr=0.5, max_iter=150, line_search_fn="strong_wolfe")
+    # In float64: near the optimum a line search in float32 sees rounding alone, and its step grew without bound.
+    fitted = copy.deepcopy(posterior).double().requires_grad_(True)
+    rows = [(weight, BetComponents(*(x.double() for x in components)), label) for weight, components, label in parts]
+    centre = {name: value.detach().clone() for name, value in fitted.named_parameters()}
+    optimizer = torch.optim.LBFGS(list(fitted.parameters()), lr=0.5, max_iter=150, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = around.evidence_scale * (posterior.log_evidence_scale - centre["log_evidence_scale"]) ** 2
-        loss = loss + around.trunk_scale * (posterior.log_trunk_scale - centre["log_trunk_scale"]) ** 2
+        loss = around.evidence_scale * (fitted.log_evidence_scale - centre["log_evidence_scale"]) ** 2
+        loss = loss + around.trunk_scale * (fitted.log_trunk_scale - centre["log_trunk_scale"]) ** 2
         if prior is None:
-            moved = posterior.bias - centre["bias"]
+            moved = fitted.bias - centre["bias"]
         else:
-            moved = posterior.log_evidence_scale.exp() * prior + posterior.bias - prior
+            moved = fitted.log_evidence_scale.exp() * prior + fitted.bias - prior
         loss = loss + around.bias * (moved**2).sum()
-        loss = loss + around.variance * ((posterior.log_variance - centre["log_variance"]) ** 2).sum()
-        for weight, components, label in parts:
-            p = posterior(*components).probabilities
+        loss = loss + around.variance * ((fitted.log_variance - centre["log_variance"]) ** 2).sum()
+        for weight, components, label in rows:
+            p = fitted(*components).probabilities
             loss = loss - weight * p.gather(1, label[:, None]).log().mean()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    posterior.requires_grad_(False)
-    posterior.zero_grad(set_to_none=True)
-    _log.info("posterior: %s", {k: np.round(v.numpy(), 3).tolist() for k, v in posterior.named_parameters()})
+    posterior.load_state_dict(fitted.state_dict())
+    _log.info("posterior: %s", {k: np.round(v.detach().numpy(), 3).tolist() for k, v in posterior.named_parameters()})
 
 
 def fitting_and_scoring(labels: npt.NDArray[np.int64]) -> tuple[Ids, Ids]:
