@@ -148,12 +148,16 @@ def own_slots(hashed: Ids, slots: int) -> tuple[npt.NDArray[np.int32], Ids]:
 
 
 def occurrence_matrix(
-    documents: int, ngrams: dict[int, Ngrams], fingerprints: dict[int, npt.NDArray[np.int32]], vocab_size: int
+    documents: int,
+    ngrams: dict[int, Ngrams],
+    fingerprints: dict[int, npt.NDArray[np.int32]],
+    vocab_size: int,
+    unknown: int,
 ) -> sp.csr_matrix:
     """Weight of each known n-gram that occurs in each document: [documents, V + M + M]."""
     blocks = []
     for n, found in ngrams.items():
-        column, known = _columns(n, found.hashed, fingerprints)
+        column, known = _columns(n, found.hashed, fingerprints, unknown)
         known &= ~found.foreign
         size = vocab_size if n not in HASHED else len(fingerprints[n])
         entries = (found.weight[known], (found.document[known], column[known]))
@@ -161,10 +165,16 @@ def occurrence_matrix(
     return sp.hstack(blocks).tocsr()
 
 
-def _columns(n: int, hashed: Ids, fingerprints: dict[int, npt.NDArray[np.int32]]) -> tuple[Ids, npt.NDArray[np.bool_]]:
-    """Column of each n-gram within the table of n, and whether training knew it."""
+def _columns(
+    n: int, hashed: Ids, fingerprints: dict[int, npt.NDArray[np.int32]], unknown: int
+) -> tuple[Ids, npt.NDArray[np.bool_]]:
+    """Column of each n-gram within the table of n, and whether training knew it.
+
+    The unknown token by itself is no evidence either: the little that it said in training was said again by each token
+    of a text in another script, and the evidence stream made a sure answer of it.
+    """
     if n not in HASHED:
-        return hashed, np.ones(len(hashed), bool)
+        return hashed, hashed != unknown
     slots = len(fingerprints[n])
     slot = hashed % slots
     return slot, fingerprints[n][slot] == hashed // slots
@@ -204,8 +214,8 @@ def fit_evidence(
     fingerprints = {n: fingerprint for n, (fingerprint, _) in owners.items()}
     cropped = [crop(d, random) for d in documents]
     cropped_ngrams = {n: distinct_ngrams(cropped, n, unk_token_id) for n in HASH_FACTORS}
-    whole = occurrence_matrix(len(documents), ngrams, fingerprints, vocab_size)
-    crops = occurrence_matrix(len(documents), cropped_ngrams, fingerprints, vocab_size)
+    whole = occurrence_matrix(len(documents), ngrams, fingerprints, vocab_size, unk_token_id)
+    crops = occurrence_matrix(len(documents), cropped_ngrams, fingerprints, vocab_size, unk_token_id)
     present = whole.astype(bool).astype(np.float32)
     columns = [1] if num_classes == 2 else list(range(num_classes))
     fold = contiguous_folds(labels, folds)
@@ -270,7 +280,7 @@ def _by_token(
     evidence = np.zeros((len(member), len(HASH_FACTORS), columns), np.float16)
     for i, n in enumerate(HASH_FACTORS):
         first, hashed, _, foreign = ngrams_at_tokens(documents, n, unknown)
-        column, known = _columns(n, hashed, fingerprints)
+        column, known = _columns(n, hashed, fingerprints, unknown)
         known &= ~foreign
         first, column = first[known], column[known]
         evidence[first, i] = by_member[n][column, member[first]]

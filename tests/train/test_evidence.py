@@ -167,6 +167,18 @@ def test_a_text_without_evidence_gets_the_prior(shares: tuple[float, ...]) -> No
     assert found[0].numpy() == pytest.approx(np.array(shares), abs=0.03)
 
 
+def test_the_unknown_token_is_no_evidence_even_where_one_class_has_it() -> None:
+    documents, labels = documents_of(120)
+    documents = [np.append(d, [UNKNOWN] * 3) if label else d for d, label in zip(documents, labels, strict=True)]
+    tables = fit_evidence(
+        documents, labels, num_classes=2, vocab_size=VOCABULARY, unk_token_id=UNKNOWN, slots=SLOTS, folds=4,
+        inverse_regularisation=1.0, crop_weight=0.15, seed=0, threads=1,
+    )  # fmt: skip
+    assert tables.unigram[UNKNOWN] == 0
+    assert not tables.held_out.by_token[np.concatenate(documents) == UNKNOWN].any()
+    assert tables.unigram.any()
+
+
 def test_folds_are_contiguous_within_a_class() -> None:
     labels = np.array([0, 1] * 40)
     fold = contiguous_folds(labels, 4)

@@ -117,7 +117,7 @@ def _hashes(tokens: Tokens, beyond: Tensor, unknown: int) -> tuple[Tensor, Tenso
     """Of the n-gram that starts at each token: its hash, whether it lies within one text, and whether it is foreign.
 
     Each [3, T], for n = 1, 2, 3. With an unknown token in it, an n-gram is another one at every place, or a text in
-    another script would hold just one; what is learnt of the unknown token itself is known.
+    another script would hold just one; the unknown token by itself is known, and no evidence.
     """
     device = tokens.ids.device
     ids = torch.cat([tokens.ids, torch.full_like(tokens.ids[:1], FILL).expand(SIZES - 1)])
