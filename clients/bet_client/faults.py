@@ -40,6 +40,9 @@ _DISAGREEMENT = re.compile(
 
 _UNKNOWN_MODEL = re.compile(r"unknown model", re.IGNORECASE)
 
+# The dynamic batcher's word, by UNAVAILABLE and 503, for a request whose own timeout passed before it was executed.
+_EXPIRED = re.compile(r"request timeout expired", re.IGNORECASE)
+
 _REQUEST_ID = re.compile(r"^\[request id: [^\]]*\] ")
 
 _GRPC_TO_HTTP = {
@@ -90,8 +93,8 @@ def _typed(status: int, code: str, message: str, deadline: Deadline) -> BetClien
         )
     if status in (400, 413):
         return InvalidInputError(message or f"the server at {deadline.address} refused the request ({code})")
+    if status in (408, 504) or (status == 503 and _EXPIRED.search(message)):
+        return deadline.exceeded()
     if status in (429, 503):
         return UnavailableError(f"the server at {deadline.address} cannot answer now: {message}; try again later")
-    if status in (408, 504):
-        return deadline.exceeded()
     return ServerError(f"the server at {deadline.address} failed ({code}): {message}")

@@ -86,7 +86,9 @@ class GrpcTransport:
                     return client.is_model_ready(model, client_timeout=timeout)
                 case Infer(model, _, names):
                     inputs, outputs = tensors(triton_grpc, call)
-                    result = client.infer(model, inputs, outputs=outputs, client_timeout=timeout)
+                    result = client.infer(
+                        model, inputs, outputs=outputs, timeout=deadline.microseconds(), client_timeout=timeout
+                    )
                     return read_tensors(result, names)
         except InferenceServerException as error:
             raise from_grpc(error, deadline) from error
@@ -112,7 +114,9 @@ class HttpTransport:
         connection = self._take()
         reusable = False
         try:
-            status, header_length, body, reusable = connection.exchange(http_request(call), deadline)
+            status, header_length, body, reusable = connection.exchange(
+                http_request(call, deadline.microseconds()), deadline
+            )
         except TimeoutError as error:
             raise deadline.exceeded() from error
         except (OSError, http.client.HTTPException) as error:

@@ -65,7 +65,9 @@ class AsyncGrpcTransport:
                     return await client.is_model_ready(model, client_timeout=timeout)
                 case Infer(model, _, names):
                     inputs, outputs = tensors(triton_grpc, call)
-                    result = await client.infer(model, inputs, outputs=outputs, client_timeout=timeout)
+                    result = await client.infer(
+                        model, inputs, outputs=outputs, timeout=deadline.microseconds(), client_timeout=timeout
+                    )
                     return read_tensors(result, names)
         except InferenceServerException as error:
             raise from_grpc(error, deadline) from error
@@ -95,7 +97,7 @@ class AsyncHttpTransport:
 
     async def send(self, call: Call, deadline: Deadline) -> Any:
         """See `AsyncTransport`."""
-        request = http_request(call)
+        request = http_request(call, deadline.microseconds())
         # As a stream: aiohttp warns of large bodies given as bytes, which it sends in one piece.
         content = None if request.body is None else io.BytesIO(request.body)
         url = URL(f"http://{self._address}{request.path}", encoded=True)

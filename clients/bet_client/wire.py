@@ -117,15 +117,22 @@ def tensors(protocol: ModuleType, call: Infer) -> tuple[list[Any], list[Any]]:
     return [text], [protocol.InferRequestedOutput(name) for name in call.outputs]
 
 
-def http_request(call: Call) -> HttpRequest:
-    """The HTTP request of a call, in the KServe v2 protocol."""
+def http_request(call: Call, timeout: int | None = None) -> HttpRequest:
+    """The HTTP request of a call, in the KServe v2 protocol.
+
+    Args:
+        call: what is asked.
+        timeout: microseconds after which Triton is not to begin an inference any more; None leaves that open.
+    """
     model = f"/v2/models/{quote(call.model, safe='')}"
     if isinstance(call, ReadConfig):
         return HttpRequest("GET", f"{model}/config", {}, None)
     if isinstance(call, CheckReady):
         return HttpRequest("GET", f"{model}/ready", {}, None)
     inputs, outputs = tensors(triton_http, call)
-    body, header_length = triton_http.InferenceServerClient.generate_request_body(inputs, outputs=outputs)
+    body, header_length = triton_http.InferenceServerClient.generate_request_body(
+        inputs, outputs=outputs, timeout=timeout
+    )
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(header_length)}
     return HttpRequest("POST", f"{model}/infer", headers, body)
 
