@@ -8,10 +8,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from bet_client.errors import BetClientError, ClientStateError
-from bet_client.flow import Flow, Session, T
+from bet_client.flow import Flow, Send, Session, Step, T, Wait
+from bet_client.retries import DEFAULT_RETRIES, Timing
 from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, check_settings
 from bet_client.transport_aio import AsyncTransport, open_transport
 from bet_client.types import Budget, Prediction
+
+REAL_TIME = Timing(asyncio.sleep)
 
 
 class AsyncClient:
@@ -32,9 +35,12 @@ class AsyncClient:
         model: str = "bet",
         timeout: float = DEFAULT_TIMEOUT,
         max_rows: int = DEFAULT_MAX_ROWS,
+        retries: int = DEFAULT_RETRIES,
+        timing: Timing = REAL_TIME,
     ) -> None:
-        self._settings = check_settings(url, protocol, model, timeout, max_rows)
-        self._session = Session(self._settings)
+        self._settings = check_settings(url, protocol, model, timeout, max_rows, retries=retries)
+        self._timing = timing
+        self._session = Session(self._settings, timing)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._transport: AsyncTransport | None = None
 
@@ -77,21 +83,28 @@ class AsyncClient:
         await self.close()
 
     async def _run(self, flow: Flow[T], timeout: float | None) -> T:
-        """Drive a flow: send what it yields, hand it the replies, return its result."""
-        deadline = self._session.begin(timeout)
+        """Drive a flow: take each step, hand back what came of it, return the result."""
+        steps = self._session.steps(flow, self._session.begin(timeout))
         transport = self._open_transport()
         try:
-            call = next(flow)
+            step = next(steps)
             while True:
                 try:
-                    reply = await transport.send(call, deadline)
+                    reply = await self._take(step, transport)
                 except BetClientError as error:
-                    call = flow.throw(self._session.explain(error))
+                    step = steps.throw(error)
                 else:
-                    call = flow.send(reply)
+                    step = steps.send(reply)
         except StopIteration as end:
             result: T = end.value
             return result
+
+    async def _take(self, step: Step, transport: AsyncTransport) -> Any:
+        match step:
+            case Send(call, deadline):
+                return await transport.send(call, deadline)
+            case Wait(seconds):
+                return await self._timing.sleep(seconds)
 
     def _open_transport(self) -> AsyncTransport:
         loop = asyncio.get_running_loop()

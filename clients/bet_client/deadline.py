@@ -28,6 +28,10 @@ class Deadline:
             raise self.exceeded()
         return left
 
+    def allows(self, seconds: float) -> bool:
+        """Whether so many seconds pass before the time is up."""
+        return self._clock() + seconds < self._end
+
     def microseconds(self) -> int:
         """What is left as Triton takes it, in whole microseconds and never 0, which would be no limit at all.
 

@@ -2,14 +2,17 @@
 
 A flow is a generator: it yields the `Call`s that it needs, gets their replies (or has the error thrown in), and
 returns the result. Who drives it decides whether waiting blocks a thread or yields to an event loop; the decisions -
-what is checked before sending, how a list is cut, what happens to a bad item's neighbours - are made here.
+what is checked before sending, how a list is cut, what happens to a bad item's neighbours, whether a request is sent
+again - are made here.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Generator, Iterable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bet_client.contract import ModelContract, read_budgets, read_contract
@@ -17,12 +20,15 @@ from bet_client.deadline import Deadline
 from bet_client.errors import (
     BetClientError,
     ClientStateError,
+    ConnectionFailedError,
     IncompatibleModelError,
     InvalidInputError,
     ModelNotFoundError,
     ServerError,
     TransportError,
+    UnavailableError,
 )
+from bet_client.retries import RetryBudget, Timing
 from bet_client.settings import Settings, check_timeout
 from bet_client.types import Budget, Prediction
 from bet_client.wire import Call, CheckReady, Infer, ReadConfig, Row, encode_text, read_predictions, split_rows
@@ -32,13 +38,35 @@ Flow = Generator[Call, Any, T]
 Answer = Prediction | BetClientError
 
 
+@dataclass(frozen=True)
+class Send:
+    """Have the server answer a call; what comes back is its reply, or its error thrown in."""
+
+    call: Call
+    deadline: Deadline
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Let so many seconds pass."""
+
+    seconds: float
+
+
+Step = Send | Wait
+Steps = Generator[Step, Any, T]
+"""A flow with each of its calls as the steps it takes; what a client drives."""
+
+
 class Session:
     """One client's state, which its flows share: what was learned about the model, and whether calls may be made."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, timing: Timing) -> None:
         self.closed = False
         self._settings = settings
         self._model = settings.model
+        self._timing = timing
+        self._retry_budget = RetryBudget()
         self._process = os.getpid()
         # Set by whichever thread reads the configuration first; two that race read the same thing twice.
         self._contract: ModelContract | None = None
@@ -58,15 +86,48 @@ class Session:
                 "make one in each process"
             )
         seconds = self._settings.timeout if timeout is None else check_timeout(timeout)
-        return Deadline(seconds, self._settings.address)
+        return Deadline(seconds, self._settings.address, self._timing.clock)
 
-    def explain(self, error: BetClientError) -> BetClientError:
-        """What a failed call is to be told: closing the client breaks the calls under way, whatever they met."""
-        if not self.closed:
-            return error
-        closed = ClientStateError("the client was closed during the call")
-        closed.__cause__ = error
-        return closed
+    def steps(self, flow: Flow[T], deadline: Deadline) -> Steps[T]:
+        """All that is to be done for a flow, by the deadline."""
+        try:
+            call = next(flow)
+            while True:
+                try:
+                    reply = yield from self._attempts(call, deadline)
+                except BetClientError as error:
+                    call = flow.throw(error)
+                else:
+                    call = flow.send(reply)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _attempts(self, call: Call, deadline: Deadline) -> Steps[Any]:
+        """One call: sent, and where the server was unavailable or the connection broke, sent again a little later."""
+        self._retry_budget.earn()
+        for retries in itertools.count():
+            try:
+                return (yield Send(call, deadline))
+            except BetClientError as error:
+                if self.closed:  # which breaks the calls under way, whatever they met
+                    raise ClientStateError("the client was closed during the call") from error
+                pause = self._pause(call, retries, error, deadline)
+                if pause is None:
+                    raise
+            yield Wait(pause)
+
+    def _pause(self, call: Call, retries: int, error: BetClientError, deadline: Deadline) -> float | None:
+        """Seconds until a call that failed is sent again, after so many retries; None if it is not."""
+        if not isinstance(error, UnavailableError | ConnectionFailedError) or retries == self._settings.retries:
+            return None
+        if isinstance(call, CheckReady):
+            return None  # whoever asks wants to know about now
+        pause = self._timing.backoff(retries)
+        if isinstance(error, UnavailableError) and error.retry_after is not None:
+            pause += error.retry_after
+        # What cannot be answered in time any more is told at once, and with what went wrong rather than "too late".
+        return pause if deadline.allows(pause) and self._retry_budget.spend() else None
 
     def labels(self) -> Flow[tuple[str, ...]]:
         """The names of the classes, in class order."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
+from bet_client.retries import DEFAULT_RETRIES
+
 Protocol = Literal["grpc", "http"]
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
@@ -29,6 +31,7 @@ class Settings:
     model: str
     timeout: float
     max_rows: int
+    retries: int = DEFAULT_RETRIES
 
     @property
     def address(self) -> str:
@@ -36,7 +39,9 @@ class Settings:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def check_settings(url: str | None, protocol: str, model: str, timeout: float, max_rows: int) -> Settings:
+def check_settings(
+    url: str | None, protocol: str, model: str, timeout: float, max_rows: int, *, retries: int = DEFAULT_RETRIES
+) -> Settings:
     """Validate a client's arguments.
 
     Raises:
@@ -58,9 +63,11 @@ def check_settings(url: str | None, protocol: str, model: str, timeout: float, m
         faults.append(str(error))
     if not isinstance(max_rows, int) or max_rows < 1:
         faults.append(f"max_rows {max_rows!r} is not a positive number of texts")
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        faults.append(f"retries {retries!r} is not a number of times; write 0 for none")
     if faults:
         raise ValueError("; ".join(faults))
-    return Settings(host, port, "http" if protocol == "http" else "grpc", model, float(timeout), max_rows)
+    return Settings(host, port, "http" if protocol == "http" else "grpc", model, float(timeout), max_rows, retries)
 
 
 def check_timeout(timeout: float) -> float:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from bet_client.errors import BetClientError
-from bet_client.flow import Flow, Session, T
+from bet_client.flow import Flow, Send, Session, Step, T, Wait
+from bet_client.retries import DEFAULT_RETRIES, Timing
 from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, check_settings
 from bet_client.transport import open_transport
 from bet_client.types import Budget, Prediction
+
+REAL_TIME = Timing(time.sleep)
 
 
 class Client:
@@ -25,6 +29,10 @@ class Client:
         model: name of the served ensemble.
         timeout: seconds for each whole call, however many requests it takes.
         max_rows: most texts in one request; the model's own limit is kept as well.
+        retries: how often a request is sent again, within the call's timeout, where the server is unavailable or the
+            connection broke; 0 for never. Over time no more than a tenth of a client's requests are retries: see
+            `bet_client.retries`.
+        timing: replaces the clock, the sleep and the chance in tests.
 
     Raises:
         ValueError: if an argument cannot be used.
@@ -38,9 +46,12 @@ class Client:
         model: str = "bet",
         timeout: float = DEFAULT_TIMEOUT,
         max_rows: int = DEFAULT_MAX_ROWS,
+        retries: int = DEFAULT_RETRIES,
+        timing: Timing = REAL_TIME,
     ) -> None:
-        settings = check_settings(url, protocol, model, timeout, max_rows)
-        self._session = Session(settings)
+        settings = check_settings(url, protocol, model, timeout, max_rows, retries=retries)
+        self._timing = timing
+        self._session = Session(settings, timing)
         self._transport = open_transport(settings)
 
     def predict(self, text: str, *, diagnostics: bool = False, timeout: float | None = None) -> Prediction:
@@ -116,17 +127,24 @@ class Client:
         self.close()
 
     def _run(self, flow: Flow[T], timeout: float | None) -> T:
-        """Drive a flow: send what it yields, hand it the replies, return its result."""
-        deadline = self._session.begin(timeout)
+        """Drive a flow: take each step, hand back what came of it, return the result."""
+        steps = self._session.steps(flow, self._session.begin(timeout))
         try:
-            call = next(flow)
+            step = next(steps)
             while True:
                 try:
-                    reply = self._transport.send(call, deadline)
+                    reply = self._take(step)
                 except BetClientError as error:
-                    call = flow.throw(self._session.explain(error))
+                    step = steps.throw(error)
                 else:
-                    call = flow.send(reply)
+                    step = steps.send(reply)
         except StopIteration as end:
             result: T = end.value
             return result
+
+    def _take(self, step: Step) -> Any:
+        match step:
+            case Send(call, deadline):
+                return self._transport.send(call, deadline)
+            case Wait(seconds):
+                return self._timing.sleep(seconds)

@@ -12,6 +12,7 @@ import http.client
 import itertools
 import socket
 import threading
+from email.message import Message
 from typing import Any, Protocol
 
 from tritonclient import grpc as triton_grpc
@@ -23,6 +24,7 @@ from bet_client.faults import from_grpc, unreachable
 from bet_client.settings import Settings
 from bet_client.wire import (
     HEADER_LENGTH,
+    RETRY_AFTER,
     Call,
     CheckReady,
     HttpRequest,
@@ -114,16 +116,14 @@ class HttpTransport:
         connection = self._take()
         reusable = False
         try:
-            status, header_length, body, reusable = connection.exchange(
-                http_request(call, deadline.microseconds()), deadline
-            )
+            status, headers, body, reusable = connection.exchange(http_request(call, deadline.microseconds()), deadline)
         except TimeoutError as error:
             raise deadline.exceeded() from error
         except (OSError, http.client.HTTPException) as error:
             raise unreachable(deadline.address, error or type(error).__name__) from error
         finally:
             self._give_back(connection, reusable)
-        return http_reply(call, status, header_length, body, deadline)
+        return http_reply(call, status, headers[HEADER_LENGTH], body, deadline, retry_after=headers[RETRY_AFTER])
 
     def close(self) -> None:
         """See `Transport`; a connection in use is closed when its call is done."""
@@ -183,8 +183,8 @@ class _Connection(http.client.HTTPConnection):
 
     sock: _DeadlineSocket | None
 
-    def exchange(self, request: HttpRequest, deadline: Deadline) -> tuple[int, str | None, bytes, bool]:
-        """Status, length of the tensors' header and body of the answer; whether the connection can be used again."""
+    def exchange(self, request: HttpRequest, deadline: Deadline) -> tuple[int, Message, bytes, bool]:
+        """Status, headers and body of the answer; whether the connection can be used again."""
         if self.sock is None:
             self.sock = _connected(self.host, self.port, deadline)
         self.sock.deadline = deadline
@@ -192,7 +192,7 @@ class _Connection(http.client.HTTPConnection):
         self.request(request.method, request.path, request.body, request.headers)
         response = self.getresponse()
         body = response.read()
-        return response.status, response.headers[HEADER_LENGTH], body, not response.will_close
+        return response.status, response.headers, body, not response.will_close
 
     def is_alive(self) -> bool:
         """Whether the idle connection is still open: the server may have closed it meanwhile."""

@@ -21,6 +21,7 @@ from bet_client.settings import Settings
 from bet_client.transport import channel_arguments
 from bet_client.wire import (
     HEADER_LENGTH,
+    RETRY_AFTER,
     Call,
     CheckReady,
     Infer,
@@ -111,7 +112,9 @@ class AsyncHttpTransport:
             raise deadline.exceeded() from error
         except (OSError, aiohttp.ClientError) as error:
             raise unreachable(deadline.address, error or type(error).__name__) from error
-        return http_reply(call, answer.status, answer.headers.get(HEADER_LENGTH), body, deadline)
+        headers = answer.headers
+        header_length, retry_after = headers.get(HEADER_LENGTH), headers.get(RETRY_AFTER)
+        return http_reply(call, answer.status, header_length, body, deadline, retry_after=retry_after)
 
     async def close(self) -> None:
         """See `AsyncTransport`."""

@@ -119,7 +119,7 @@ def test_one_deadline_covers_a_whole_list_and_keeps_what_was_answered(ask: Ask) 
 
 
 def test_a_full_queue_is_unavailable_at_once(ask: Ask, triton: serve.Server) -> None:
-    client = ask(model="busy")
+    client = ask(model="busy", retries=0)
     _until(lambda: _fault(client, "free?"), Prediction)
     seen_enough = threading.Event()
     occupants = [

@@ -34,7 +34,7 @@ def test_what_is_no_address_is_refused_with_an_example(url: Any) -> None:
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_every_fault_is_named_in_one_error(kind: type[Client] | type[AsyncClient]) -> None:
-    wrong: dict[str, Any] = {"protocol": "smtp", "model": "", "timeout": -1, "max_rows": 0}
+    wrong: dict[str, Any] = {"protocol": "smtp", "model": "", "timeout": -1, "max_rows": 0, "retries": -1}
     with pytest.raises(ValueError, match="url") as caught:
         kind("http://x", **wrong)
     for name in ("url", *wrong):
