@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 
@@ -39,6 +40,12 @@ class Deadline:
             DeadlineExceededError: if nothing is left.
         """
         return max(1, int(self.remaining() * 1e6))
+
+    def at(self, address: str) -> Deadline:
+        """The same moment, where it is the answer of this address that must come."""
+        moved = copy.copy(self)
+        moved.address = address
+        return moved
 
     def exceeded(self) -> DeadlineExceededError:
         """The error for a call whose time ran out."""

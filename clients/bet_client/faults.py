@@ -33,7 +33,7 @@ _BROKEN_CHANNEL = re.compile(
     r"^(?!upstream).*"
     r"(failed to connect|errors? resolving|DNS resolution|name resolution|address list|socket closed|stream removed"
     r"|connection (reset|refused|closed|aborted|timed out)|broken pipe|recvmsg|sendmsg|goaway|keepalive"
-    r"|transport closed|endpoint clos)",
+    r"|transport closed|endpoint clos|timed out before receiving SETTINGS)",
     re.IGNORECASE | re.DOTALL,
 )
 

@@ -8,7 +8,7 @@ again - are made here.
 
 from __future__ import annotations
 
-import itertools
+import math
 import os
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -17,10 +17,12 @@ from typing import Any, TypeVar
 
 from bet_client.contract import ModelContract, read_budgets, read_contract
 from bet_client.deadline import Deadline
+from bet_client.endpoints import Endpoints
 from bet_client.errors import (
     BetClientError,
     ClientStateError,
     ConnectionFailedError,
+    DeadlineExceededError,
     IncompatibleModelError,
     InvalidInputError,
     ModelNotFoundError,
@@ -40,9 +42,11 @@ Answer = Prediction | BetClientError
 
 @dataclass(frozen=True)
 class Send:
-    """Have the server answer a call; what comes back is its reply, or its error thrown in."""
+    """Have a server answer a call; what comes back is its reply, or its error thrown in."""
 
     call: Call
+    endpoint: int
+    """The server's place among the addresses."""
     deadline: Deadline
 
 
@@ -67,6 +71,8 @@ class Session:
         self._model = settings.model
         self._timing = timing
         self._retry_budget = RetryBudget()
+        self._addresses = [str(address) for address in settings.addresses]
+        self._endpoints = Endpoints(len(self._addresses), timing)
         self._process = os.getpid()
         # Set by whichever thread reads the configuration first; two that race read the same thing twice.
         self._contract: ModelContract | None = None
@@ -86,7 +92,7 @@ class Session:
                 "make one in each process"
             )
         seconds = self._settings.timeout if timeout is None else check_timeout(timeout)
-        return Deadline(seconds, self._settings.address, self._timing.clock)
+        return Deadline(seconds, ", ".join(self._addresses), self._timing.clock)
 
     def steps(self, flow: Flow[T], deadline: Deadline) -> Steps[T]:
         """All that is to be done for a flow, by the deadline."""
@@ -104,28 +110,59 @@ class Session:
             return result
 
     def _attempts(self, call: Call, deadline: Deadline) -> Steps[Any]:
-        """One call: sent, and where the server was unavailable or the connection broke, sent again a little later."""
+        """One call: sent, and where the server was unavailable or the connection broke, sent again.
+
+        To a server that has not been tried it goes at once if it was the connection that failed: that made no work for
+        anybody, and servers which cannot be reached are left out, so that it seldom happens. Else it goes a little
+        later, a limited number of times.
+        """
         self._retry_budget.earn()
-        for retries in itertools.count():
+        tried: set[int] = set()
+        retries = 0
+        while True:
+            endpoint = self._endpoints.choose(tried)
             try:
-                return (yield Send(call, deadline))
+                reply = yield Send(call, endpoint, deadline.at(self._addresses[endpoint]))
             except BetClientError as error:
                 if self.closed:  # which breaks the calls under way, whatever they met
                     raise ClientStateError("the client was closed during the call") from error
-                pause = self._pause(call, retries, error, deadline)
+                self._learn(endpoint, error)
+                tried.add(endpoint)
+                elsewhere = len(tried) < len(self._addresses)
+                if isinstance(error, ConnectionFailedError) and elsewhere and self._settings.retries:
+                    continue
+                pause = self._pause(call, retries, error, deadline, elsewhere=elsewhere)
                 if pause is None:
                     raise
+            else:
+                self._endpoints.worked(endpoint)
+                return reply
+            retries += 1
             yield Wait(pause)
+            if self.closed:
+                raise ClientStateError("the client was closed during the call")
 
-    def _pause(self, call: Call, retries: int, error: BetClientError, deadline: Deadline) -> float | None:
+    def _learn(self, endpoint: int, error: BetClientError) -> None:
+        """What a failure says about the server: nothing where time ran out, for that may be the text's fault."""
+        if isinstance(error, UnavailableError):
+            self._endpoints.failed(endpoint, error.retry_after)
+        elif isinstance(error, ConnectionFailedError):
+            self._endpoints.failed(endpoint)
+        elif not isinstance(error, DeadlineExceededError):
+            self._endpoints.worked(endpoint)
+
+    def _pause(
+        self, call: Call, retries: int, error: BetClientError, deadline: Deadline, *, elsewhere: bool
+    ) -> float | None:
         """Seconds until a call that failed is sent again, after so many retries; None if it is not."""
         if not isinstance(error, UnavailableError | ConnectionFailedError) or retries == self._settings.retries:
             return None
         if isinstance(call, CheckReady):
             return None  # whoever asks wants to know about now
         pause = self._timing.backoff(retries)
-        if isinstance(error, UnavailableError) and error.retry_after is not None:
-            pause += error.retry_after
+        hint = error.retry_after if isinstance(error, UnavailableError) else None
+        if hint is not None and (hint == math.inf or not elsewhere):  # another server has a queue of its own
+            pause += hint
         # What cannot be answered in time any more is told at once, and with what went wrong rather than "too late".
         return pause if deadline.allows(pause) and self._retry_budget.spend() else None
 
@@ -140,7 +177,7 @@ class Session:
         return read_budgets(self._model, config)
 
     def is_ready(self) -> Flow[bool]:
-        """Whether the server can be reached and says that the model is ready."""
+        """Whether a server can be reached and says that the model is ready."""
         try:
             ready: bool = yield CheckReady(self._model)
         except (TransportError, ServerError):

@@ -41,7 +41,12 @@ class Timing:
 
     def backoff(self, retries: int) -> float:
         """Seconds to wait before the next retry, after so many retries of the request."""
-        return self.random() * min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0**retries)
+        return self.random() * doubled(FIRST_BACKOFF, retries, LONGEST_BACKOFF)
+
+
+def doubled(first: float, times: int, longest: float) -> float:
+    """A number of seconds doubled so many times, up to a limit that it reaches within 30."""
+    return min(longest, first * 2.0 ** min(times, 30))  # of a thousand times and more there is no float
 
 
 class RetryBudget:

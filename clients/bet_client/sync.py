@@ -10,7 +10,7 @@ from typing import Any, Self
 from bet_client.errors import BetClientError
 from bet_client.flow import Flow, Send, Session, Step, T, Wait
 from bet_client.retries import DEFAULT_RETRIES, Timing
-from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, check_settings
+from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, Urls, check_settings
 from bet_client.transport import open_transport
 from bet_client.types import Budget, Prediction
 
@@ -24,7 +24,9 @@ class Client:
     it: in a forked child each call raises `ClientStateError` at once, and the child makes a client of its own.
 
     Args:
-        url: ``host:port``; by default Triton's own port of the protocol on this machine.
+        url: ``host:port``, or several of these in a sequence or with commas between them; by default Triton's own port
+            of the protocol on this machine. Requests go to several in turn, past those that failed a moment ago: see
+            `bet_client.endpoints`.
         protocol: ``grpc`` or ``http``. Answers and errors are the same.
         model: name of the served ensemble.
         timeout: seconds for each whole call, however many requests it takes.
@@ -40,7 +42,7 @@ class Client:
 
     def __init__(
         self,
-        url: str | None = None,
+        url: Urls = None,
         *,
         protocol: Protocol = "grpc",
         model: str = "bet",
@@ -52,7 +54,7 @@ class Client:
         settings = check_settings(url, protocol, model, timeout, max_rows, retries=retries)
         self._timing = timing
         self._session = Session(settings, timing)
-        self._transport = open_transport(settings)
+        self._transports = [open_transport(settings.protocol, address) for address in settings.addresses]
 
     def predict(self, text: str, *, diagnostics: bool = False, timeout: float | None = None) -> Prediction:
         """Classify one text.
@@ -109,14 +111,15 @@ class Client:
         return self._run(self._session.budgets(), timeout)
 
     def is_ready(self, *, timeout: float | None = None) -> bool:
-        """Whether the server can be reached and says that the model is ready."""
+        """Whether the server can be reached and says that the model is ready; of several servers, one that can be."""
         return self._run(self._session.is_ready(), timeout)
 
     def close(self) -> None:
         """Give the connections back; further calls raise `ClientStateError`, and calls under way may."""
         if not self._session.closed:
             self._session.closed = True
-            self._transport.close()
+            for transport in self._transports:
+                transport.close()
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +147,7 @@ class Client:
 
     def _take(self, step: Step) -> Any:
         match step:
-            case Send(call, deadline):
-                return self._transport.send(call, deadline)
+            case Send(call, endpoint, deadline):
+                return self._transports[endpoint].send(call, deadline)
             case Wait(seconds):
                 return self._timing.sleep(seconds)

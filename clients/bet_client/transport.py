@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 from bet_client.contract import MAX_REQUEST_BYTES
 from bet_client.deadline import Deadline
 from bet_client.faults import from_grpc, unreachable
-from bet_client.settings import Settings
+from bet_client.settings import Address
 from bet_client.wire import (
     HEADER_LENGTH,
     RETRY_AFTER,
@@ -39,6 +39,10 @@ from bet_client.wire import (
 MAX_ANSWER_BYTES = 64 * 2**20
 """The largest gRPC message that is accepted from the server."""
 
+CONNECT_SECONDS = 2.0
+"""For one connection to be made: a host that answers nothing must leave time to ask another, and a lost packet is sent
+again after one second."""
+
 _channel_numbers = itertools.count()
 
 
@@ -52,9 +56,9 @@ class Transport(Protocol):
         """Give the connections back."""
 
 
-def open_transport(settings: Settings) -> Transport:
+def open_transport(protocol: str, address: Address) -> Transport:
     """The transport of the chosen protocol; nothing is sent yet."""
-    return GrpcTransport(settings) if settings.protocol == "grpc" else HttpTransport(settings)
+    return GrpcTransport(address) if protocol == "grpc" else HttpTransport(address)
 
 
 def channel_arguments() -> list[tuple[str, int]]:
@@ -66,6 +70,8 @@ def channel_arguments() -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
         # Else a server that comes back after a while is not tried again for up to two minutes.
         ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", int(CONNECT_SECONDS * 1000)),  # which bounds one attempt to connect
         # As over HTTP, the address is taken as it stands; gRPC alone would obey $http_proxy.
         ("grpc.enable_http_proxy", 0),
     ]
@@ -74,8 +80,8 @@ def channel_arguments() -> list[tuple[str, int]]:
 class GrpcTransport:
     """One gRPC channel, which multiplexes the calls of all threads."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._client = triton_grpc.InferenceServerClient(settings.address, channel_args=channel_arguments())
+    def __init__(self, address: Address) -> None:
+        self._client = triton_grpc.InferenceServerClient(str(address), channel_args=channel_arguments())
 
     def send(self, call: Call, deadline: Deadline) -> Any:
         """See `Transport`."""
@@ -105,8 +111,8 @@ class GrpcTransport:
 class HttpTransport:
     """Keep-alive HTTP connections, as many as calls were under way at once."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, address: Address) -> None:
+        self._address = address
         self._idle: list[_Connection] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -138,7 +144,7 @@ class HttpTransport:
             with self._lock:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
-                return _Connection(self._settings.host, self._settings.port)
+                return _Connection(self._address.host, self._address.port)
             if connection.is_alive():
                 return connection
             connection.close()
@@ -168,10 +174,14 @@ def _connected(host: str, port: int, deadline: Deadline) -> _DeadlineSocket:
     for family, kind, number, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         connecting = _DeadlineSocket(family, kind, number)
         try:
-            connecting.settimeout(deadline.remaining())
+            connecting.settimeout(min(deadline.remaining(), CONNECT_SECONDS))
             connecting.connect(address)
             connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return connecting
+        except TimeoutError:
+            connecting.close()
+            deadline.remaining()  # tells if it was the call's time that ran out
+            failure = OSError(f"not connected within {CONNECT_SECONDS:g} s")
         except OSError as error:
             connecting.close()
             failure = error

@@ -17,8 +17,8 @@ from yarl import URL
 
 from bet_client.deadline import Deadline
 from bet_client.faults import from_grpc, unreachable
-from bet_client.settings import Settings
-from bet_client.transport import channel_arguments
+from bet_client.settings import Address
+from bet_client.transport import CONNECT_SECONDS, channel_arguments
 from bet_client.wire import (
     HEADER_LENGTH,
     RETRY_AFTER,
@@ -43,16 +43,16 @@ class AsyncTransport(Protocol):
         """Give the connections back."""
 
 
-def open_transport(settings: Settings) -> AsyncTransport:
+def open_transport(protocol: str, address: Address) -> AsyncTransport:
     """The transport of the chosen protocol; called inside the event loop that will use it."""
-    return AsyncGrpcTransport(settings) if settings.protocol == "grpc" else AsyncHttpTransport(settings)
+    return AsyncGrpcTransport(address) if protocol == "grpc" else AsyncHttpTransport(address)
 
 
 class AsyncGrpcTransport:
     """One gRPC channel, which multiplexes the calls of all tasks."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._client = triton_grpc.InferenceServerClient(settings.address, channel_args=channel_arguments())
+    def __init__(self, address: Address) -> None:
+        self._client = triton_grpc.InferenceServerClient(str(address), channel_args=channel_arguments())
 
     async def send(self, call: Call, deadline: Deadline) -> Any:
         """See `AsyncTransport`."""
@@ -89,11 +89,11 @@ class AsyncGrpcTransport:
 class AsyncHttpTransport:
     """A pool of keep-alive HTTP connections."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._address = settings.address
+    def __init__(self, address: Address) -> None:
+        self._address = address
         # Time is kept by the call's deadline, which covers waiting for a free connection too.
         self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=None), cookie_jar=aiohttp.DummyCookieJar()
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS), cookie_jar=aiohttp.DummyCookieJar()
         )
 
     async def send(self, call: Call, deadline: Deadline) -> Any:
@@ -108,6 +108,8 @@ class AsyncHttpTransport:
                 self._session.request(request.method, url, data=content, headers=request.headers) as answer,
             ):
                 body = await answer.read()
+        except aiohttp.ConnectionTimeoutError as error:
+            raise unreachable(deadline.address, f"not connected within {CONNECT_SECONDS:g} s") from error
         except TimeoutError as error:
             raise deadline.exceeded() from error
         except (OSError, aiohttp.ClientError) as error:

@@ -92,11 +92,11 @@ class Impatient(Deadline):
 def test_the_servers_word_for_expired_work_is_an_exceeded_deadline(
     protocol: Protocol, url: str, triton: serve.Server, held: Callable[[], None], face: str
 ) -> None:
-    settings = check_settings(url, protocol, MODEL, 60, 32)
+    [address] = check_settings(url, protocol, MODEL, 60, 32).addresses
     call, deadline = Infer(MODEL, (b"hello",), ("label",)), Impatient(60, url)
 
     async def send() -> None:
-        transport = async_transport.open_transport(settings)
+        transport = async_transport.open_transport(protocol, address)
         try:
             await transport.send(call, deadline)
         finally:
@@ -109,7 +109,7 @@ def test_the_servers_word_for_expired_work_is_an_exceeded_deadline(
             if face == "async":
                 asyncio.run(send())
             else:
-                sync_transport.open_transport(settings).send(call, deadline)
+                sync_transport.open_transport(protocol, address).send(call, deadline)
         except BetClientError as error:
             outcomes.append(error)
 

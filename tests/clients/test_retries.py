@@ -177,5 +177,6 @@ def test_the_budget_fills_up_to_a_burst_and_no_further() -> None:
 def test_a_backoff_is_anything_up_to_a_limit_that_doubles() -> None:
     highest = [Timing(print, random=lambda: 1.0).backoff(retries) for retries in range(8)]
     assert highest == [0.1, 0.2, 0.4, 0.8, 1.6, LONGEST_BACKOFF, LONGEST_BACKOFF, LONGEST_BACKOFF]
+    assert Timing(print, random=lambda: 0.9).backoff(5000) == 0.9 * LONGEST_BACKOFF
     assert Timing(print, random=lambda: 0.0).backoff(3) == 0
     assert 0 <= Timing(print).backoff(0) < FIRST_BACKOFF
