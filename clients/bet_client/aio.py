@@ -10,7 +10,7 @@ from typing import Any, Self
 from bet_client.errors import BetClientError, ClientStateError
 from bet_client.flow import Flow, Send, Session, Step, T, Wait
 from bet_client.retries import DEFAULT_RETRIES, Timing
-from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, Urls, check_settings
+from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, Urls, check_settings, refuse_both
 from bet_client.transport_aio import AsyncTransport, open_transport
 from bet_client.types import Budget, Prediction
 
@@ -37,11 +37,14 @@ class AsyncClient:
         max_rows: int = DEFAULT_MAX_ROWS,
         retries: int = DEFAULT_RETRIES,
         timing: Timing = REAL_TIME,
+        transport: AsyncTransport | None = None,
     ) -> None:
+        refuse_both(url, transport)
         self._settings = check_settings(url, protocol, model, timeout, max_rows, retries=retries)
         self._timing = timing
         self._session = Session(self._settings, timing)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._given = transport
         self._transports: list[AsyncTransport] | None = None
 
     async def predict(self, text: str, *, diagnostics: bool = False, timeout: float | None = None) -> Prediction:
@@ -111,7 +114,11 @@ class AsyncClient:
         if self._transports is None:
             settings = self._settings
             self._loop = loop
-            self._transports = [open_transport(settings.protocol, address) for address in settings.addresses]
+            self._transports = (
+                [open_transport(settings.protocol, address) for address in settings.addresses]
+                if self._given is None
+                else [self._given]
+            )
         if self._loop is not loop:
             raise ClientStateError("the client belongs to another event loop; make one in each")
         return self._transports

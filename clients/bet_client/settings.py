@@ -83,6 +83,16 @@ def check_settings(
     )
 
 
+def refuse_both(url: Urls, transport: object) -> None:
+    """Refuse an address beside a transport, which has none.
+
+    Raises:
+        ValueError: if both are given.
+    """
+    if url is not None and transport is not None:
+        raise ValueError(f"url {url!r} is given beside a transport, which knows its own way; give one of them")
+
+
 def check_timeout(timeout: float) -> float:
     """A timeout in seconds, if it is one.
 

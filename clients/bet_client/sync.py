@@ -10,8 +10,8 @@ from typing import Any, Self
 from bet_client.errors import BetClientError
 from bet_client.flow import Flow, Send, Session, Step, T, Wait
 from bet_client.retries import DEFAULT_RETRIES, Timing
-from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, Urls, check_settings
-from bet_client.transport import open_transport
+from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, Urls, check_settings, refuse_both
+from bet_client.transport import Transport, open_transport
 from bet_client.types import Budget, Prediction
 
 REAL_TIME = Timing(time.sleep)
@@ -35,6 +35,7 @@ class Client:
             connection broke; 0 for never. Over time no more than a tenth of a client's requests are retries: see
             `bet_client.retries`.
         timing: replaces the clock, the sleep and the chance in tests.
+        transport: stands in place of `url` and `protocol` in tests: see `bet_client.testing`.
 
     Raises:
         ValueError: if an argument cannot be used.
@@ -50,11 +51,17 @@ class Client:
         max_rows: int = DEFAULT_MAX_ROWS,
         retries: int = DEFAULT_RETRIES,
         timing: Timing = REAL_TIME,
+        transport: Transport | None = None,
     ) -> None:
+        refuse_both(url, transport)
         settings = check_settings(url, protocol, model, timeout, max_rows, retries=retries)
         self._timing = timing
         self._session = Session(settings, timing)
-        self._transports = [open_transport(settings.protocol, address) for address in settings.addresses]
+        self._transports: list[Transport] = (
+            [open_transport(settings.protocol, address) for address in settings.addresses]
+            if transport is None
+            else [transport]
+        )
 
     def predict(self, text: str, *, diagnostics: bool = False, timeout: float | None = None) -> Prediction:
         """Classify one text.

@@ -57,7 +57,7 @@ class CheckReady:
 
 @dataclass(frozen=True)
 class Infer:
-    """Ask for the outputs of some texts; the reply is `Tensors`."""
+    """Ask for the outputs of some texts; the reply is `Tensors`, or in tests a tuple of predictions."""
 
     model: str
     texts: tuple[bytes, ...]
