@@ -22,6 +22,7 @@ from bet_client.contract import MAX_REQUEST_BYTES
 from bet_client.deadline import Deadline
 from bet_client.faults import from_grpc, unreachable
 from bet_client.settings import Address
+from bet_client.tracing import trace_headers
 from bet_client.wire import (
     HEADER_LENGTH,
     RETRY_AFTER,
@@ -85,17 +86,23 @@ class GrpcTransport:
 
     def send(self, call: Call, deadline: Deadline) -> Any:
         """See `Transport`."""
-        client, timeout = self._client, deadline.remaining()
+        client, timeout, headers = self._client, deadline.remaining(), trace_headers()
         try:
             match call:
                 case ReadConfig(model):
-                    return client.get_model_config(model, as_json=True, client_timeout=timeout)["config"]
+                    answer = client.get_model_config(model, headers=headers, as_json=True, client_timeout=timeout)
+                    return answer["config"]
                 case CheckReady(model):
-                    return client.is_model_ready(model, client_timeout=timeout)
+                    return client.is_model_ready(model, headers=headers, client_timeout=timeout)
                 case Infer(model, _, names):
                     inputs, outputs = tensors(triton_grpc, call)
                     result = client.infer(
-                        model, inputs, outputs=outputs, timeout=deadline.microseconds(), client_timeout=timeout
+                        model,
+                        inputs,
+                        outputs=outputs,
+                        timeout=deadline.microseconds(),
+                        client_timeout=timeout,
+                        headers=headers,
                     )
                     return read_tensors(result, names)
         except InferenceServerException as error:
@@ -199,7 +206,7 @@ class _Connection(http.client.HTTPConnection):
             self.sock = _connected(self.host, self.port, deadline)
         self.sock.deadline = deadline
         self.sock.settimeout(deadline.remaining())
-        self.request(request.method, request.path, request.body, request.headers)
+        self.request(request.method, request.path, request.body, request.headers | trace_headers())
         response = self.getresponse()
         body = response.read()
         return response.status, response.headers, body, not response.will_close

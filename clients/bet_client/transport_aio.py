@@ -18,6 +18,7 @@ from yarl import URL
 from bet_client.deadline import Deadline
 from bet_client.faults import from_grpc, unreachable
 from bet_client.settings import Address
+from bet_client.tracing import trace_headers
 from bet_client.transport import CONNECT_SECONDS, channel_arguments
 from bet_client.wire import (
     HEADER_LENGTH,
@@ -56,18 +57,23 @@ class AsyncGrpcTransport:
 
     async def send(self, call: Call, deadline: Deadline) -> Any:
         """See `AsyncTransport`."""
-        client, timeout = self._client, deadline.remaining()
+        client, timeout, headers = self._client, deadline.remaining(), trace_headers()
         try:
             match call:
                 case ReadConfig(model):
-                    answer = await client.get_model_config(model, as_json=True, client_timeout=timeout)
+                    answer = await client.get_model_config(model, headers=headers, as_json=True, client_timeout=timeout)
                     return answer["config"]
                 case CheckReady(model):
-                    return await client.is_model_ready(model, client_timeout=timeout)
+                    return await client.is_model_ready(model, headers=headers, client_timeout=timeout)
                 case Infer(model, _, names):
                     inputs, outputs = tensors(triton_grpc, call)
                     result = await client.infer(
-                        model, inputs, outputs=outputs, timeout=deadline.microseconds(), client_timeout=timeout
+                        model,
+                        inputs,
+                        outputs=outputs,
+                        timeout=deadline.microseconds(),
+                        client_timeout=timeout,
+                        headers=headers,
                     )
                     return read_tensors(result, names)
         except InferenceServerException as error:
@@ -101,11 +107,12 @@ class AsyncHttpTransport:
         request = http_request(call, deadline.microseconds())
         # As a stream: aiohttp warns of large bodies given as bytes, which it sends in one piece.
         content = None if request.body is None else io.BytesIO(request.body)
+        headers = request.headers | trace_headers()
         url = URL(f"http://{self._address}{request.path}", encoded=True)
         try:
             async with (
                 asyncio.timeout(deadline.remaining()),
-                self._session.request(request.method, url, data=content, headers=request.headers) as answer,
+                self._session.request(request.method, url, data=content, headers=headers) as answer,
             ):
                 body = await answer.read()
         except aiohttp.ConnectionTimeoutError as error:
@@ -114,8 +121,7 @@ class AsyncHttpTransport:
             raise deadline.exceeded() from error
         except (OSError, aiohttp.ClientError) as error:
             raise unreachable(deadline.address, error or type(error).__name__) from error
-        headers = answer.headers
-        header_length, retry_after = headers.get(HEADER_LENGTH), headers.get(RETRY_AFTER)
+        header_length, retry_after = answer.headers.get(HEADER_LENGTH), answer.headers.get(RETRY_AFTER)
         return http_reply(call, answer.status, header_length, body, deadline, retry_after=retry_after)
 
     async def close(self) -> None:

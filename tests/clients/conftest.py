@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import json
 import shutil
@@ -164,7 +165,7 @@ class Blocking:
             result = call()
             return await result if inspect.isawaitable(result) else result
 
-        return self._runner.run(awaited())
+        return self._runner.run(awaited(), context=contextvars.copy_context())  # else that of the first call
 
 
 @pytest.fixture(params=PROTOCOLS)
