@@ -44,6 +44,11 @@ CONNECT_SECONDS = 2.0
 """For one connection to be made: a host that answers nothing must leave time to ask another, and a lost packet is sent
 again after one second."""
 
+KEEPALIVE_SECONDS, KEEPALIVE_TIMEOUT = 30.0, 5.0
+"""After so long without a byte, a gRPC connection on which a call waits is pinged, and given up where the second passes
+without a sign of life: what is sent then must be acknowledged within it as well. Not sooner, and not while nothing
+waits, for a server takes many pings as an attack: Triton's defaults bear two without data in five minutes."""
+
 _channel_numbers = itertools.count()
 
 
@@ -73,6 +78,12 @@ def channel_arguments() -> list[tuple[str, int]]:
         ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", int(CONNECT_SECONDS * 1000)),  # which bounds one attempt to connect
+        ("grpc.keepalive_time_ms", int(KEEPALIVE_SECONDS * 1000)),
+        ("grpc.keepalive_timeout_ms", int(KEEPALIVE_TIMEOUT * 1000)),
+        # gRPC (1.85) starts this timer with a ping, and its default of a minute is what counts if it is left out.
+        ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_TIMEOUT * 1000)),
+        ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.http2.max_pings_without_data", 2),
         # As over HTTP, the address is taken as it stands; gRPC alone would obey $http_proxy.
         ("grpc.enable_http_proxy", 0),
     ]

@@ -115,7 +115,7 @@ class AsyncHttpTransport:
                 self._session.request(request.method, url, data=content, headers=headers) as answer,
             ):
                 body = await answer.read()
-        except aiohttp.ConnectionTimeoutError as error:
+        except aiohttp.ServerTimeoutError as error:
             raise unreachable(deadline.address, f"not connected within {CONNECT_SECONDS:g} s") from error
         except TimeoutError as error:
             raise deadline.exceeded() from error

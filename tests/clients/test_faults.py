@@ -25,11 +25,12 @@ from bet_client import (
     ServerError,
     TransportError,
     UnavailableError,
+    transport,
 )
 
 import serve
 from tests.clients.conftest import Blocking, Protocol, load_again, model_config, write_model
-from tests.clients.wire_servers import always, http_answer, once, read_request, serving, silent, trickle
+from tests.clients.wire_servers import Relay, always, http_answer, once, read_request, serving, silent, trickle
 
 Ask = Callable[..., Any]
 
@@ -259,6 +260,27 @@ def test_an_inference_answer_that_is_not_tritons_is_a_server_error(body: bytes) 
     refused = pytest.raises(ServerError, match="not Triton's")
     with serving(answer) as url, Client(url, protocol="http") as client, refused:
         client.predict("hello")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_grpc_connection_that_died_silently_is_noticed_and_the_call_made_on_another(
+    kind: Any, triton: serve.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KEEPALIVE_SECONDS", "KEEPALIVE_TIMEOUT"):
+        monkeypatch.setattr(transport, name, 0.2)
+    relay = Relay(triton.grpc_url)
+    with relay.serving() as url:
+        client = Blocking(kind(url, timeout=20))
+        assert isinstance(client.predict("alive"), Prediction)
+        relay.freeze()
+        assert isinstance(client.predict("the connection is dead"), Prediction)
+        client.stop()
+
+
+def test_triton_bears_the_pings_of_calls_that_take_long(triton: serve.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "KEEPALIVE_SECONDS", 0.1)  # a call of a second is then as one of five minutes
+    with Client(triton.grpc_url, retries=0) as client:
+        assert [type(client.predict(f"slow 1 {number}")) for number in range(3)] == [Prediction] * 3
 
 
 def test_a_connection_that_the_server_closed_meanwhile_is_not_used_again() -> None:

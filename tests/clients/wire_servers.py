@@ -38,6 +38,44 @@ def serving(answer: Callable[[socket.socket], None], port: int = 0) -> Iterator[
         thread.join(5)
 
 
+class Relay:
+    """Passes bytes on between clients and a server; connections that are frozen stay open, and dead."""
+
+    def __init__(self, server: str) -> None:
+        host, _, port = server.rpartition(":")
+        self._server = (host, int(port))
+        self._frozen: list[threading.Event] = []
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        """Relay on a free port; gives the address."""
+        with serving(self._relay) as url:
+            yield url
+
+    def freeze(self) -> None:
+        """Let no byte through any more on the connections that there are; new ones are not concerned."""
+        for frozen in self._frozen:
+            frozen.set()
+
+    def _relay(self, client: socket.socket) -> None:
+        frozen = threading.Event()
+        self._frozen.append(frozen)
+        with socket.create_connection(self._server) as server:
+            back = threading.Thread(target=self._copy, args=(server, client, frozen), daemon=True)
+            back.start()
+            self._copy(client, server, frozen)
+            with contextlib.suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
+            back.join(5)
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket, frozen: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not frozen.is_set():
+                    target.sendall(data)
+
+
 def read_request(connection: socket.socket) -> bytes:
     """An HTTP request to the end of its head, with what came along; empty where the client has closed it."""
     received = b""
