@@ -1,8 +1,8 @@
 """Which of several servers the next request goes to: in turn, past those that failed a moment ago.
 
 A server that failed is left out for a while, longer each time that it fails again. When the while is over, one request
-goes there to see; the others still pass it by until that one has its answer. Where all are left out, the one that has
-been so for the longest is asked, since a refusal without asking would help nobody.
+goes there to see; the others still pass it by until that one has its answer. Where all are left out, the one that is
+due back first is asked, since a refusal without asking would help nobody.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import http.client
 import itertools
 import socket
 import threading
+import time
 from email.message import Message
 from typing import Any, Protocol
 
@@ -43,6 +44,10 @@ MAX_ANSWER_BYTES = 64 * 2**20
 CONNECT_SECONDS = 2.0
 """For one connection to be made: a host that answers nothing must leave time to ask another, and a lost packet is sent
 again after one second."""
+
+IDLE_SECONDS = 15.0
+"""For which an unused HTTP connection is kept. Firewalls and balancers forget idle connections after minutes without
+telling either side, and a request on a forgotten one waits in vain; a new one costs a round trip."""
 
 KEEPALIVE_SECONDS, KEEPALIVE_TIMEOUT = 30.0, 5.0
 """After so long without a byte, a gRPC connection on which a call waits is pinged, and given up where the second passes
@@ -163,7 +168,7 @@ class HttpTransport:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
                 return _Connection(self._address.host, self._address.port)
-            if connection.is_alive():
+            if time.monotonic() - connection.used < IDLE_SECONDS and connection.is_alive():
                 return connection
             connection.close()
 
@@ -210,6 +215,8 @@ class _Connection(http.client.HTTPConnection):
     """One keep-alive connection; used by one thread at a time."""
 
     sock: _DeadlineSocket | None
+    used: float
+    """When the last exchange ended, by the monotonic clock."""
 
     def exchange(self, request: HttpRequest, deadline: Deadline) -> tuple[int, Message, bytes, bool]:
         """Status, headers and body of the answer; whether the connection can be used again."""
@@ -220,6 +227,7 @@ class _Connection(http.client.HTTPConnection):
         self.request(request.method, request.path, request.body, request.headers | trace_headers())
         response = self.getresponse()
         body = response.read()
+        self.used = time.monotonic()
         return response.status, response.headers, body, not response.will_close
 
     def is_alive(self) -> bool:

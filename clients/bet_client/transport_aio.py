@@ -19,7 +19,7 @@ from bet_client.deadline import Deadline
 from bet_client.faults import from_grpc, unreachable
 from bet_client.settings import Address
 from bet_client.tracing import trace_headers
-from bet_client.transport import CONNECT_SECONDS, channel_arguments
+from bet_client.transport import CONNECT_SECONDS, IDLE_SECONDS, channel_arguments
 from bet_client.wire import (
     HEADER_LENGTH,
     RETRY_AFTER,
@@ -99,7 +99,9 @@ class AsyncHttpTransport:
         self._address = address
         # Time is kept by the call's deadline, which covers waiting for a free connection too.
         self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS), cookie_jar=aiohttp.DummyCookieJar()
+            connector=aiohttp.TCPConnector(keepalive_timeout=IDLE_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
 
     async def send(self, call: Call, deadline: Deadline) -> Any:

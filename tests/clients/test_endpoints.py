@@ -234,7 +234,7 @@ def test_what_was_tried_is_tried_last() -> None:
     assert chosen.endpoints.choose({1, 2}) == 0
 
 
-def test_where_all_failed_the_one_that_did_so_first_is_asked() -> None:
+def test_where_all_failed_the_one_that_is_due_back_first_is_asked() -> None:
     chosen = Chosen(2)
     chosen.endpoints.failed(1)
     chosen.now += 0.1

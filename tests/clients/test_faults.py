@@ -26,6 +26,7 @@ from bet_client import (
     TransportError,
     UnavailableError,
     transport,
+    transport_aio,
 )
 
 import serve
@@ -297,13 +298,21 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not_used_again() -> No
             assert closed.acquire(timeout=5)
 
 
-def test_a_connection_is_kept_between_calls() -> None:
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(("idle_seconds", "opened"), [(60.0, 1), (1e-9, 5)])
+def test_a_connection_is_kept_between_calls_but_not_for_long(
+    kind: Any, idle_seconds: float, opened: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (transport, transport_aio):
+        monkeypatch.setattr(module, "IDLE_SECONDS", idle_seconds)
     connections = []
 
     def answer(connection: Any) -> None:
         connections.append(connection)
         always(http_answer(b""))(connection)
 
-    with serving(answer) as url, Client(url, protocol="http", timeout=2) as client:
+    with serving(answer) as url:
+        client = Blocking(kind(url, protocol="http", timeout=2))
         assert [client.is_ready() for _ in range(5)] == [True] * 5
-    assert len(connections) == 1
+        client.stop()
+    assert len(connections) == opened
