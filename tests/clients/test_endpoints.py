@@ -7,6 +7,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,17 @@ def test_requests_go_round_and_a_killed_server_costs_no_answer(ask: Any, protoco
         for number in range(20):
             client.predict(f"text {number}")
         assert taken(first, second) == [10, 10]
+
+
+def test_a_dead_server_costs_none_of_many_threads_its_answer(protocol: Protocol) -> None:
+    script, dead = Script(), [f"127.0.0.1:{serve.free_port()}" for _ in range(2)]
+    with (
+        scripted(protocol, script) as url,
+        Client([dead[0], url, dead[1]], protocol=protocol, timeout=30) as client,
+        ThreadPoolExecutor(32) as pool,
+    ):
+        answers = list(pool.map(client.predict, (f"text {number}" for number in range(320))))
+    assert len(answers) == len(script.inferences) == 320
 
 
 def test_from_one_server_to_three_the_load_spreads(ask: Any, protocol: Protocol, clock: Clock) -> None:

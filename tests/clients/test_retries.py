@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ import pytest
 from bet_client import (
     AsyncClient,
     Client,
+    ClientStateError,
     ConnectionFailedError,
     DeadlineExceededError,
     InvalidInputError,
@@ -145,6 +147,25 @@ def test_what_would_fail_again_or_was_too_late_is_not_sent_again(ask: Any, url: 
     with pytest.raises(DeadlineExceededError):
         client.predict("slow 0.4", timeout=0.1)
     assert clock.slept == []
+
+
+def test_closing_during_a_pause_frees_the_caller(protocol: Protocol) -> None:
+    script = Script(always=Busy())
+    with scripted(protocol, script) as url:
+        client = Client(url, protocol=protocol, timing=Timing(lambda seconds: client.close()))
+        with pytest.raises(ClientStateError, match="closed during the call"):
+            client.predict("hello")
+    assert len(script.inferences) == 1
+
+
+def test_closing_during_a_pause_frees_the_task(protocol: Protocol) -> None:
+    async def ask(url: str) -> None:
+        client = AsyncClient(url, protocol=protocol, timing=Timing(lambda seconds: client.close()))
+        with pytest.raises(ClientStateError, match="closed during the call"):
+            await client.predict("hello")
+
+    with scripted(protocol, Script(always=Busy())) as url:
+        asyncio.run(ask(url))
 
 
 def test_errors_of_a_list_stay_with_their_items(ask: Any, protocol: Protocol) -> None:
