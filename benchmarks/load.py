@@ -90,7 +90,7 @@ def run_load(settings: LoadSettings, texts: Texts, say: Say) -> Outcome:
 
 def _client(settings: LoadSettings) -> Client:
     try:
-        return Client(settings.url, protocol=settings.protocol, model=settings.model, timeout=TIMEOUT)
+        return Client(settings.url, protocol=settings.protocol, model=settings.model, timeout=TIMEOUT, retries=0)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

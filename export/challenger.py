@@ -103,8 +103,8 @@ def ask_in_turns(
     """
     champion_name, challenger_name = ensembles
     with (
-        Client(url, protocol=protocol, model=champion_name, timeout=CALL_SECONDS) as champion,
-        Client(url, protocol=protocol, model=challenger_name, timeout=CALL_SECONDS) as challenger,
+        Client(url, protocol=protocol, model=champion_name, timeout=CALL_SECONDS, retries=0) as champion,
+        Client(url, protocol=protocol, model=challenger_name, timeout=CALL_SECONDS, retries=0) as challenger,
     ):
         old, new = Asked(champion.labels), Asked(challenger.labels)
         for client in (champion, challenger):  # the first call of a connection sets it up

@@ -25,6 +25,9 @@ DEFAULT_LABELS = ("negative", "positive")
 MAX_ROWS = 64
 MAX_TEXT_BYTES = 65_536
 MAX_QUEUE = 512
+LONGEST_WAIT = 3_600_000_000
+"""Microseconds, an hour: longer than any caller waits, and there because Triton lets a request's own timeout replace
+only a longer default; beside the default of 0, which is none, it is ignored (seen on 2.51)."""
 TENSORRT_CACHE = "/var/cache/tensorrt"
 CPU, GPU = "cpu", "gpu"
 CHALLENGER_OF = "challenger_of"  # parameter of an ensemble that is there for a comparison only: the one it challenges
@@ -37,7 +40,8 @@ _BATCHING_REASONS = (
     "Queue delay 0: on CPU a delay is paid once per step and cut throughput by 2-3 times; requests that wait for a",
     "free instance are joined anyway.",
     f"max_queue_size {MAX_QUEUE}: what two cores answer in about half a second, the p99 target; who would wait longer",
-    "is told UNAVAILABLE at once. A request's own timeout is honoured, so that expired work is not executed.",
+    "is told UNAVAILABLE at once. A request's own timeout is honoured, so that expired work is not executed; it",
+    "counts only where it is shorter than the default, so the default is an hour rather than none.",
 )
 _ROW_BY_ROW_REASONS = (
     "preferred_batch_size 1: requests are executed one by one. Joined rows are padded to the longest, and on a CPU",
@@ -402,6 +406,7 @@ def _batch_dynamically(config: pb.ModelConfig, delay_microseconds: int = 0) -> N
     policy = batching.default_queue_policy
     policy.timeout_action = pb.ModelQueuePolicy.REJECT
     policy.allow_timeout_override = True
+    policy.default_timeout_microseconds = LONGEST_WAIT
     policy.max_queue_size = MAX_QUEUE
 
 

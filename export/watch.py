@@ -70,7 +70,10 @@ def watch(
         try:
             asked = {}
             for name in ensembles:
-                client = clients.enter_context(Client(url, protocol=protocol, model=name, timeout=CALL_SECONDS))
+                # A retry would hide the answer that is missing.
+                client = clients.enter_context(
+                    Client(url, protocol=protocol, model=name, timeout=CALL_SECONDS, retries=0)
+                )
                 asked[name] = (client, Asked(client.labels))
         except BetClientError as error:
             return Watched(asks=1, errors=1, reason=str(error))

@@ -120,9 +120,9 @@ class Running:
 def ours(repository: Path, model: str) -> Iterator[Running]:
     """Our ensemble in Triton: asked with the very bytes that `bet_client` sends, for all that a `Prediction` holds."""
     with serve.start(repository, models=[model], timeout=_START_SECONDS) as server:
-        settings = check_settings(server.http_url, "http", model, 60.0, DEFAULT_MAX_ROWS)
-        deadline = Deadline(_START_SECONDS, settings.address)
-        transport = open_transport(settings)
+        [address] = check_settings(server.http_url, "http", model, 60.0, DEFAULT_MAX_ROWS).addresses
+        deadline = Deadline(_START_SECONDS, str(address))
+        transport = open_transport("http", address)
         try:
             contract = read_contract(model, transport.send(ReadConfig(model), deadline))
         finally:

@@ -74,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--file", metavar="FILE", help=".txt (one text a line), .csv or .jsonl (column `text`), - for standard input"
     )
-    predict.add_argument("--url", metavar="HOST:PORT", help="default: localhost, port 8001 for gRPC or 8000 for HTTP")
+    predict.add_argument(
+        "--url",
+        metavar="HOST:PORT",
+        help="default: localhost, port 8001 for gRPC or 8000 for HTTP; several with commas between",
+    )
     predict.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="default: grpc")
     predict.add_argument("--model", default="bet", help="served model (default: bet)")
     predict.add_argument(

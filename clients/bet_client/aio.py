@@ -8,10 +8,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from bet_client.errors import BetClientError, ClientStateError
-from bet_client.flow import Flow, Session, T
-from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, check_settings
+from bet_client.flow import Flow, Send, Session, Step, T, Wait
+from bet_client.retries import DEFAULT_RETRIES, Timing
+from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, Urls, check_settings, refuse_both
 from bet_client.transport_aio import AsyncTransport, open_transport
 from bet_client.types import Budget, Prediction
+
+REAL_TIME = Timing(asyncio.sleep)
 
 
 class AsyncClient:
@@ -26,17 +29,23 @@ class AsyncClient:
 
     def __init__(
         self,
-        url: str | None = None,
+        url: Urls = None,
         *,
         protocol: Protocol = "grpc",
         model: str = "bet",
         timeout: float = DEFAULT_TIMEOUT,
         max_rows: int = DEFAULT_MAX_ROWS,
+        retries: int = DEFAULT_RETRIES,
+        timing: Timing = REAL_TIME,
+        transport: AsyncTransport | None = None,
     ) -> None:
-        self._settings = check_settings(url, protocol, model, timeout, max_rows)
-        self._session = Session(self._settings)
+        refuse_both(url, transport)
+        self._settings = check_settings(url, protocol, model, timeout, max_rows, retries=retries)
+        self._timing = timing
+        self._session = Session(self._settings, timing)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._transport: AsyncTransport | None = None
+        self._given = transport
+        self._transports: list[AsyncTransport] | None = None
 
     async def predict(self, text: str, *, diagnostics: bool = False, timeout: float | None = None) -> Prediction:
         """Classify one text; see `Client.predict`."""
@@ -58,15 +67,15 @@ class AsyncClient:
         return await self._run(self._session.budgets(), timeout)
 
     async def is_ready(self, *, timeout: float | None = None) -> bool:
-        """Whether the server can be reached and says that the model is ready."""
+        """Whether the server can be reached and says that the model is ready; see `Client.is_ready`."""
         return await self._run(self._session.is_ready(), timeout)
 
     async def close(self) -> None:
         """Give the connections back; further calls raise `ClientStateError`, and calls under way may."""
         if not self._session.closed:
             self._session.closed = True
-            if self._transport is not None:
-                await self._transport.close()
+            for transport in self._transports or ():
+                await transport.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -77,26 +86,39 @@ class AsyncClient:
         await self.close()
 
     async def _run(self, flow: Flow[T], timeout: float | None) -> T:
-        """Drive a flow: send what it yields, hand it the replies, return its result."""
-        deadline = self._session.begin(timeout)
-        transport = self._open_transport()
+        """Drive a flow: take each step, hand back what came of it, return the result."""
+        steps = self._session.steps(flow, self._session.begin(timeout))
+        transports = self._open_transports()
         try:
-            call = next(flow)
+            step = next(steps)
             while True:
                 try:
-                    reply = await transport.send(call, deadline)
+                    reply = await self._take(step, transports)
                 except BetClientError as error:
-                    call = flow.throw(self._session.explain(error))
+                    step = steps.throw(error)
                 else:
-                    call = flow.send(reply)
+                    step = steps.send(reply)
         except StopIteration as end:
             result: T = end.value
             return result
 
-    def _open_transport(self) -> AsyncTransport:
+    async def _take(self, step: Step, transports: list[AsyncTransport]) -> Any:
+        match step:
+            case Send(call, endpoint, deadline):
+                return await transports[endpoint].send(call, deadline)
+            case Wait(seconds):
+                return await self._timing.sleep(seconds)
+
+    def _open_transports(self) -> list[AsyncTransport]:
         loop = asyncio.get_running_loop()
-        if self._transport is None:
-            self._loop, self._transport = loop, open_transport(self._settings)
+        if self._transports is None:
+            settings = self._settings
+            self._loop = loop
+            self._transports = (
+                [open_transport(settings.protocol, address) for address in settings.addresses]
+                if self._given is None
+                else [self._given]
+            )
         if self._loop is not loop:
             raise ClientStateError("the client belongs to another event loop; make one in each")
-        return self._transport
+        return self._transports

@@ -43,7 +43,14 @@ class ServerError(BetClientError):
 
 
 class UnavailableError(ServerError):
-    """The server is too busy, or the model is not loaded now; the same call may succeed later."""
+    """The server is too busy, or the model is not loaded now; the same call may succeed later.
+
+    `retry_after` is when, in seconds, where the server said so: infinite where it wants not to be asked again.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ModelNotFoundError(ServerError):

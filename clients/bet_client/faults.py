@@ -6,8 +6,12 @@ that the same fault is the same class on both protocols. Codes are those that Tr
 
 from __future__ import annotations
 
+import email.utils
 import json
+import math
 import re
+from datetime import UTC, datetime
+from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
@@ -29,7 +33,7 @@ _BROKEN_CHANNEL = re.compile(
     r"^(?!upstream).*"
     r"(failed to connect|errors? resolving|DNS resolution|name resolution|address list|socket closed|stream removed"
     r"|connection (reset|refused|closed|aborted|timed out)|broken pipe|recvmsg|sendmsg|goaway|keepalive"
-    r"|transport closed|endpoint clos)",
+    r"|transport closed|endpoint clos|timed out before receiving SETTINGS)",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -39,6 +43,9 @@ _DISAGREEMENT = re.compile(
 )
 
 _UNKNOWN_MODEL = re.compile(r"unknown model", re.IGNORECASE)
+
+# The dynamic batcher's word, by UNAVAILABLE and 503, for a request whose own timeout passed before it was executed.
+_EXPIRED = re.compile(r"request timeout expired", re.IGNORECASE)
 
 _REQUEST_ID = re.compile(r"^\[request id: [^\]]*\] ")
 
@@ -57,17 +64,17 @@ def from_grpc(error: InferenceServerException, deadline: Deadline) -> BetClientE
     message = str(error.message() or "")
     if code == "UNAVAILABLE" and _BROKEN_CHANNEL.search(message):
         return unreachable(deadline.address, message)
-    return _typed(_GRPC_TO_HTTP.get(code, 500), code, message, deadline)
+    return _typed(_GRPC_TO_HTTP.get(code, 500), code, message, deadline, _pushback(error))
 
 
-def from_http(status: int, body: bytes, deadline: Deadline) -> BetClientError:
-    """The typed error for an HTTP answer other than 200."""
+def from_http(status: int, body: bytes, deadline: Deadline, retry_after: str | None = None) -> BetClientError:
+    """The typed error for an HTTP answer other than 200; `retry_after` is its header of that name."""
     text = body.decode("utf-8", errors="replace")
     try:
         message = str(json.loads(text)["error"])
     except (ValueError, KeyError, TypeError):
         message = text.strip()[:500]  # a proxy's page rather than Triton's JSON
-    return _typed(status, f"HTTP {status}", message, deadline)
+    return _typed(status, f"HTTP {status}", message, deadline, _seconds(retry_after))
 
 
 def unreachable(address: str, cause: object) -> ConnectionFailedError:
@@ -78,7 +85,37 @@ def unreachable(address: str, cause: object) -> ConnectionFailedError:
     )
 
 
-def _typed(status: int, code: str, message: str, deadline: Deadline) -> BetClientError:
+def _pushback(error: InferenceServerException) -> float | None:
+    """Seconds until the server wants to be asked again, from the metadata at the end of a gRPC answer.
+
+    `grpc-retry-pushback-ms` is gRPC's own word (proposal A6: what is no number, or a negative one, means never);
+    `retry-after` is what proxies carry over from HTTP.
+    """
+    # tritonclient hides gRPC's error behind its own, which leaves it as the context.
+    trailing: Any = getattr(error.__context__, "trailing_metadata", tuple)() or ()
+    metadata = {key: value for key, value in trailing if isinstance(value, str)}
+    if "grpc-retry-pushback-ms" in metadata:
+        milliseconds = metadata["grpc-retry-pushback-ms"]
+        return int(milliseconds) / 1000 if milliseconds.isascii() and milliseconds.isdecimal() else math.inf
+    return _seconds(metadata.get("retry-after"))
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """A `Retry-After`, which is a number of seconds or a date, as seconds; None where it is neither."""
+    if retry_after is None:
+        return None
+    if retry_after.isascii() and retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        date = email.utils.parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    return max(0.0, (date.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _typed(
+    status: int, code: str, message: str, deadline: Deadline, retry_after: float | None = None
+) -> BetClientError:
     message = _REQUEST_ID.sub("", message)
     if status == 404 or (status == 400 and _UNKNOWN_MODEL.search(message)):
         return ModelNotFoundError(
@@ -90,8 +127,10 @@ def _typed(status: int, code: str, message: str, deadline: Deadline) -> BetClien
         )
     if status in (400, 413):
         return InvalidInputError(message or f"the server at {deadline.address} refused the request ({code})")
-    if status in (429, 503):
-        return UnavailableError(f"the server at {deadline.address} cannot answer now: {message}; try again later")
-    if status in (408, 504):
+    if status in (408, 504) or (status == 503 and _EXPIRED.search(message)):
         return deadline.exceeded()
+    if status in (429, 503):
+        return UnavailableError(
+            f"the server at {deadline.address} cannot answer now: {message}; try again later", retry_after
+        )
     return ServerError(f"the server at {deadline.address} failed ({code}): {message}")

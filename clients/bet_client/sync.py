@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from bet_client.errors import BetClientError
-from bet_client.flow import Flow, Session, T
-from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, check_settings
-from bet_client.transport import open_transport
+from bet_client.flow import Flow, Send, Session, Step, T, Wait
+from bet_client.retries import DEFAULT_RETRIES, Timing
+from bet_client.settings import DEFAULT_MAX_ROWS, DEFAULT_TIMEOUT, Protocol, Urls, check_settings, refuse_both
+from bet_client.transport import Transport, open_transport
 from bet_client.types import Budget, Prediction
+
+REAL_TIME = Timing(time.sleep)
 
 
 class Client:
@@ -20,11 +24,18 @@ class Client:
     it: in a forked child each call raises `ClientStateError` at once, and the child makes a client of its own.
 
     Args:
-        url: ``host:port``; by default Triton's own port of the protocol on this machine.
+        url: ``host:port``, or several of these in a sequence or with commas between them; by default Triton's own port
+            of the protocol on this machine. Requests go to several in turn, past those that failed a moment ago: see
+            `bet_client.endpoints`.
         protocol: ``grpc`` or ``http``. Answers and errors are the same.
         model: name of the served ensemble.
         timeout: seconds for each whole call, however many requests it takes.
         max_rows: most texts in one request; the model's own limit is kept as well.
+        retries: how often a request is sent again, within the call's timeout, where the server is unavailable or the
+            connection broke; 0 for never. Over time no more than a tenth of a client's requests are retries: see
+            `bet_client.retries`.
+        timing: replaces the clock, the sleep and the chance in tests.
+        transport: stands in place of `url` and `protocol` in tests: see `bet_client.testing`.
 
     Raises:
         ValueError: if an argument cannot be used.
@@ -32,16 +43,25 @@ class Client:
 
     def __init__(
         self,
-        url: str | None = None,
+        url: Urls = None,
         *,
         protocol: Protocol = "grpc",
         model: str = "bet",
         timeout: float = DEFAULT_TIMEOUT,
         max_rows: int = DEFAULT_MAX_ROWS,
+        retries: int = DEFAULT_RETRIES,
+        timing: Timing = REAL_TIME,
+        transport: Transport | None = None,
     ) -> None:
-        settings = check_settings(url, protocol, model, timeout, max_rows)
-        self._session = Session(settings)
-        self._transport = open_transport(settings)
+        refuse_both(url, transport)
+        settings = check_settings(url, protocol, model, timeout, max_rows, retries=retries)
+        self._timing = timing
+        self._session = Session(settings, timing)
+        self._transports: list[Transport] = (
+            [open_transport(settings.protocol, address) for address in settings.addresses]
+            if transport is None
+            else [transport]
+        )
 
     def predict(self, text: str, *, diagnostics: bool = False, timeout: float | None = None) -> Prediction:
         """Classify one text.
@@ -98,14 +118,15 @@ class Client:
         return self._run(self._session.budgets(), timeout)
 
     def is_ready(self, *, timeout: float | None = None) -> bool:
-        """Whether the server can be reached and says that the model is ready."""
+        """Whether the server can be reached and says that the model is ready; of several servers, one that can be."""
         return self._run(self._session.is_ready(), timeout)
 
     def close(self) -> None:
         """Give the connections back; further calls raise `ClientStateError`, and calls under way may."""
         if not self._session.closed:
             self._session.closed = True
-            self._transport.close()
+            for transport in self._transports:
+                transport.close()
 
     def __enter__(self) -> Self:
         return self
@@ -116,17 +137,24 @@ class Client:
         self.close()
 
     def _run(self, flow: Flow[T], timeout: float | None) -> T:
-        """Drive a flow: send what it yields, hand it the replies, return its result."""
-        deadline = self._session.begin(timeout)
+        """Drive a flow: take each step, hand back what came of it, return the result."""
+        steps = self._session.steps(flow, self._session.begin(timeout))
         try:
-            call = next(flow)
+            step = next(steps)
             while True:
                 try:
-                    reply = self._transport.send(call, deadline)
+                    reply = self._take(step)
                 except BetClientError as error:
-                    call = flow.throw(self._session.explain(error))
+                    step = steps.throw(error)
                 else:
-                    call = flow.send(reply)
+                    step = steps.send(reply)
         except StopIteration as end:
             result: T = end.value
             return result
+
+    def _take(self, step: Step) -> Any:
+        match step:
+            case Send(call, endpoint, deadline):
+                return self._transports[endpoint].send(call, deadline)
+            case Wait(seconds):
+                return self._timing.sleep(seconds)

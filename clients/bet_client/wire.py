@@ -29,6 +29,9 @@ from bet_client.types import Diagnostics, NgramEvidence, Prediction
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The HTTP header that says where, in a body of JSON and tensors, the tensors begin."""
 
+RETRY_AFTER = "Retry-After"
+"""The HTTP header that says when a server which is unavailable wants to be asked again."""
+
 PER_CLASS = ("probabilities", "prediction_set", "concentration", "assigned", "undecided")
 ASSIGNED = 0.5
 """Probability from which on a text carries a label, where it may carry any number of them."""
@@ -54,7 +57,7 @@ class CheckReady:
 
 @dataclass(frozen=True)
 class Infer:
-    """Ask for the outputs of some texts; the reply is `Tensors`."""
+    """Ask for the outputs of some texts; the reply is `Tensors`, or in tests a tuple of predictions."""
 
     model: str
     texts: tuple[bytes, ...]
@@ -117,21 +120,36 @@ def tensors(protocol: ModuleType, call: Infer) -> tuple[list[Any], list[Any]]:
     return [text], [protocol.InferRequestedOutput(name) for name in call.outputs]
 
 
-def http_request(call: Call) -> HttpRequest:
-    """The HTTP request of a call, in the KServe v2 protocol."""
+def http_request(call: Call, timeout: int | None = None) -> HttpRequest:
+    """The HTTP request of a call, in the KServe v2 protocol.
+
+    Args:
+        call: what is asked.
+        timeout: microseconds after which Triton is not to begin an inference any more; None leaves that open.
+    """
     model = f"/v2/models/{quote(call.model, safe='')}"
     if isinstance(call, ReadConfig):
         return HttpRequest("GET", f"{model}/config", {}, None)
     if isinstance(call, CheckReady):
         return HttpRequest("GET", f"{model}/ready", {}, None)
     inputs, outputs = tensors(triton_http, call)
-    body, header_length = triton_http.InferenceServerClient.generate_request_body(inputs, outputs=outputs)
+    body, header_length = triton_http.InferenceServerClient.generate_request_body(
+        inputs, outputs=outputs, timeout=timeout
+    )
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(header_length)}
     return HttpRequest("POST", f"{model}/infer", headers, body)
 
 
-def http_reply(call: Call, status: int, header_length: str | None, body: bytes, deadline: Deadline) -> Any:
-    """The reply in an HTTP answer, of which `header_length` is the header of that name.
+def http_reply(
+    call: Call,
+    status: int,
+    header_length: str | None,
+    body: bytes,
+    deadline: Deadline,
+    *,
+    retry_after: str | None = None,
+) -> Any:
+    """The reply in an HTTP answer, of which `header_length` and `retry_after` are the headers of those names.
 
     Raises:
         BetClientError: as the status says, or a `ServerError` if the answer is not one that Triton gives.
@@ -139,7 +157,7 @@ def http_reply(call: Call, status: int, header_length: str | None, body: bytes, 
     if isinstance(call, CheckReady) and status in (200, 400):
         return status == 200
     if status != 200:
-        raise from_http(status, body, deadline)
+        raise from_http(status, body, deadline, retry_after)
     try:
         if not isinstance(call, Infer):
             return json.loads(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import json
 import shutil
@@ -13,8 +14,10 @@ from typing import Any, Literal, get_args
 
 import pytest
 from bet_client import AsyncClient, Client
+from google.protobuf import text_format
 
 import serve
+from export.repository import Names, tokenizer_config
 
 MODEL_SOURCE = Path(__file__).with_name("stand_in_model.py")
 
@@ -89,12 +92,16 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "instance_group [ { count: 1 kind: KIND_CPU } ]\n"
         "dynamic_batching { default_queue_policy { max_queue_size: 1 } }"
     )
+    # The queue of the exported models, before a single instance.
+    queue = text_format.MessageToString(tokenizer_config(Names("bet")).dynamic_batching)
+    expiring = f"instance_group [ {{ count: 1 kind: KIND_CPU }} ]\ndynamic_batching {{ {queue} }}"
     configs = {
         "bet": model_config("bet", extra="instance_group [ { count: 2 kind: KIND_CPU } ]"),
         "plain": model_config("plain", FEW_OUTPUTS),
         "narrow": model_config("narrow", rows=4),
         "unlimited": model_config("unlimited", max_text_bytes=None),
         "busy": model_config("busy", rows=1, extra=one_at_a_time),
+        "expiring": model_config("expiring", rows=1, extra=expiring),
         "mislabelled": model_config("mislabelled", labels=("good", "bad")),
         "unlabelled": model_config("unlabelled", ("tokens",), labels=()),
         "changing": model_config("changing"),
@@ -158,7 +165,7 @@ class Blocking:
             result = call()
             return await result if inspect.isawaitable(result) else result
 
-        return self._runner.run(awaited())
+        return self._runner.run(awaited(), context=contextvars.copy_context())  # else that of the first call
 
 
 @pytest.fixture(params=PROTOCOLS)

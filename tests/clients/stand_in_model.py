@@ -2,7 +2,8 @@
 
 It runs inside Triton, copied into the tests' repository under several names; each name's config decides which outputs
 it declares. What a text does: "boom" is refused, "broken" fails, "slow 0.5" takes half a second, "outputs?"
-answers with the outputs that were asked for, "rows?" with the number of rows in its request.
+answers with the outputs that were asked for, "rows?" with the number of rows in its request, and "held FOLDER" waits
+for a test: it opens the named pipe `entered` of that folder, then `released`, and each opens once the test does too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,10 @@ def answer(raw: bytes) -> dict[str, NDArray[Any]]:
         raise RuntimeError("the model broke")
     if text.startswith("slow "):
         time.sleep(float(text.split()[1]))
+    if text.startswith("held "):
+        folder = Path(text.removeprefix("held "))
+        (folder / "entered").open("wb").close()
+        (folder / "released").open("rb").close()
     seed = zlib.crc32(raw)
     positive = (seed % 999 + 0.5) / 1000
     probabilities = np.array([1 - positive, positive], np.float32)

@@ -46,6 +46,12 @@ def test_what_a_model_does_not_give_is_a_dash(address: list[str], capsys: pytest
     assert line.split() == ["positive", "0.839", "0.500", "–", "–", "–", "–", "–", "–", "hello"]
 
 
+def test_several_servers_may_be_given(protocol: Protocol, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    urls = f"127.0.0.1:{serve.free_port()},{url}"
+    assert main(["predict", "hello", "--url", urls, "--protocol", protocol]) == 0
+    assert "positive" in capsys.readouterr().out
+
+
 def test_json_lines_hold_every_field_or_the_error(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "hello", "boom", "\ud800", "--diagnostics", "--json", *address]) == 1
     answered, refused, broken = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

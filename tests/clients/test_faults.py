@@ -25,11 +25,13 @@ from bet_client import (
     ServerError,
     TransportError,
     UnavailableError,
+    transport,
+    transport_aio,
 )
 
 import serve
 from tests.clients.conftest import Blocking, Protocol, load_again, model_config, write_model
-from tests.clients.wire_servers import always, http_answer, once, read_request, serving, silent, trickle
+from tests.clients.wire_servers import Relay, always, http_answer, once, read_request, serving, silent, trickle
 
 Ask = Callable[..., Any]
 
@@ -119,7 +121,7 @@ def test_one_deadline_covers_a_whole_list_and_keeps_what_was_answered(ask: Ask) 
 
 
 def test_a_full_queue_is_unavailable_at_once(ask: Ask, triton: serve.Server) -> None:
-    client = ask(model="busy")
+    client = ask(model="busy", retries=0)
     _until(lambda: _fault(client, "free?"), Prediction)
     seen_enough = threading.Event()
     occupants = [
@@ -261,6 +263,27 @@ def test_an_inference_answer_that_is_not_tritons_is_a_server_error(body: bytes) 
         client.predict("hello")
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_grpc_connection_that_died_silently_is_noticed_and_the_call_made_on_another(
+    kind: Any, triton: serve.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KEEPALIVE_SECONDS", "KEEPALIVE_TIMEOUT"):
+        monkeypatch.setattr(transport, name, 0.2)
+    relay = Relay(triton.grpc_url)
+    with relay.serving() as url:
+        client = Blocking(kind(url, timeout=20))
+        assert isinstance(client.predict("alive"), Prediction)
+        relay.freeze()
+        assert isinstance(client.predict("the connection is dead"), Prediction)
+        client.stop()
+
+
+def test_triton_bears_the_pings_of_calls_that_take_long(triton: serve.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "KEEPALIVE_SECONDS", 0.1)  # a call of a second is then as one of five minutes
+    with Client(triton.grpc_url, retries=0) as client:
+        assert [type(client.predict(f"slow 1 {number}")) for number in range(3)] == [Prediction] * 3
+
+
 def test_a_connection_that_the_server_closed_meanwhile_is_not_used_again() -> None:
     closed = threading.Semaphore(0)
 
@@ -275,13 +298,21 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not_used_again() -> No
             assert closed.acquire(timeout=5)
 
 
-def test_a_connection_is_kept_between_calls() -> None:
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(("idle_seconds", "opened"), [(60.0, 1), (1e-9, 5)])
+def test_a_connection_is_kept_between_calls_but_not_for_long(
+    kind: Any, idle_seconds: float, opened: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (transport, transport_aio):
+        monkeypatch.setattr(module, "IDLE_SECONDS", idle_seconds)
     connections = []
 
     def answer(connection: Any) -> None:
         connections.append(connection)
         always(http_answer(b""))(connection)
 
-    with serving(answer) as url, Client(url, protocol="http", timeout=2) as client:
+    with serving(answer) as url:
+        client = Blocking(kind(url, protocol="http", timeout=2))
         assert [client.is_ready() for _ in range(5)] == [True] * 5
-    assert len(connections) == 1
+        client.stop()
+    assert len(connections) == opened

@@ -21,7 +21,7 @@ from bet_client.settings import check_settings
     ],
 )
 def test_an_address_is_a_host_with_the_protocols_port_unless_said(url: Any, protocol: str, address: str) -> None:
-    assert check_settings(url, protocol, "bet", 1.0, 32).address == address
+    assert [str(found) for found in check_settings(url, protocol, "bet", 1.0, 32).addresses] == [address]
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,19 @@ def test_what_is_no_address_is_refused_with_an_example(url: Any) -> None:
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_every_fault_is_named_in_one_error(kind: type[Client] | type[AsyncClient]) -> None:
-    wrong: dict[str, Any] = {"protocol": "smtp", "model": "", "timeout": -1, "max_rows": 0}
+    wrong: dict[str, Any] = {"protocol": "smtp", "model": "", "timeout": -1, "max_rows": 0, "retries": -1}
     with pytest.raises(ValueError, match="url") as caught:
         kind("http://x", **wrong)
     for name in ("url", *wrong):
         assert f"{name} " in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["one, two:9000", ["one", "two:9000"], ("one:8001", "two:9000")])
+def test_several_addresses_come_in_a_sequence_or_with_commas(url: Any) -> None:
+    assert [str(found) for found in check_settings(url, "grpc", "bet", 1.0, 32).addresses] == ["one:8001", "two:9000"]
+
+
+@pytest.mark.parametrize("url", ["one,,two", ["one", "http://two"], []])
+def test_each_of_several_addresses_is_checked(url: Any) -> None:
+    with pytest.raises(ValueError, match="url"):
+        Client(url)

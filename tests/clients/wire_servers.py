@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 
 @contextlib.contextmanager
-def serving(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Accept connections on a free port and let `answer` handle each in a thread; gives the address."""
-    listener = socket.create_server(("127.0.0.1", 0))
+def serving(answer: Callable[[socket.socket], None], port: int = 0) -> Iterator[str]:
+    """Accept connections on a port (0: a free one) and let `answer` handle each in a thread; gives the address."""
+    listener = socket.create_server(("127.0.0.1", port))
     connections: list[socket.socket] = []
 
     def handle(connection: socket.socket) -> None:
@@ -38,8 +38,46 @@ def serving(answer: Callable[[socket.socket], None]) -> Iterator[str]:
         thread.join(5)
 
 
+class Relay:
+    """Passes bytes on between clients and a server; connections that are frozen stay open, and dead."""
+
+    def __init__(self, server: str) -> None:
+        host, _, port = server.rpartition(":")
+        self._server = (host, int(port))
+        self._frozen: list[threading.Event] = []
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[str]:
+        """Relay on a free port; gives the address."""
+        with serving(self._relay) as url:
+            yield url
+
+    def freeze(self) -> None:
+        """Let no byte through any more on the connections that there are; new ones are not concerned."""
+        for frozen in self._frozen:
+            frozen.set()
+
+    def _relay(self, client: socket.socket) -> None:
+        frozen = threading.Event()
+        self._frozen.append(frozen)
+        with socket.create_connection(self._server) as server:
+            back = threading.Thread(target=self._copy, args=(server, client, frozen), daemon=True)
+            back.start()
+            self._copy(client, server, frozen)
+            with contextlib.suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
+            back.join(5)
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket, frozen: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not frozen.is_set():
+                    target.sendall(data)
+
+
 def read_request(connection: socket.socket) -> bytes:
-    """The head of an HTTP request; empty where the client has closed the connection."""
+    """An HTTP request to the end of its head, with what came along; empty where the client has closed it."""
     received = b""
     while b"\r\n\r\n" not in received:
         more = connection.recv(65536)
@@ -49,9 +87,10 @@ def read_request(connection: socket.socket) -> bytes:
     return received
 
 
-def http_answer(body: bytes, status: str = "200 OK") -> bytes:
+def http_answer(body: bytes, status: str = "200 OK", headers: Mapping[str, str] | None = None) -> bytes:
     """A complete HTTP answer on a connection that stays open."""
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+    return f"HTTP/1.1 {status}\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def always(answer: bytes) -> Callable[[socket.socket], None]:

@@ -54,7 +54,7 @@ class Traffic:
     calls: list[Call] = field(default_factory=list)
 
     def __enter__(self) -> Traffic:
-        self._clients = [Client(self.url, model=self.model, timeout=60) for _ in range(CONNECTIONS)]
+        self._clients = [Client(self.url, model=self.model, timeout=60, retries=0) for _ in range(CONNECTIONS)]
         self.labels = self._clients[0].labels
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(CALLERS)
