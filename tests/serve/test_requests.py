@@ -184,6 +184,23 @@ SLOW = ("        return [self.answer", "        time.sleep(0.3)\n        return 
 ONE_BY_ONE = ("        return [self.answer", "        time.sleep(0.15 * len(requests))\n        return [self.answer")
 
 
+def test_a_binary_text_that_is_shorter_than_it_says_takes_those_along_that_it_is_joined_with(tmp_path: Path) -> None:
+    """Triton 2.51 reads the texts of a whole batch before the step sees any, and fails them all for one. A step without
+    `dynamic_batching` would keep them apart. JSON, and what tritonclient packs, cannot lie so."""
+    joined = "dynamic_batching { max_queue_delay_microseconds: 500000 }"
+    with serve.start(changed(tmp_path / "models", config=joined)) as server, ThreadPoolExecutor(2) as pool:
+        neighbour = pool.submit(infer, server.http_url, "tiny", ["aaa"], outputs=["total"])
+        wait_until(lambda: any(pending(server)))
+        _, content, headers = HOSTILE["binary data that promise 2 GB"]
+        connection = http.client.HTTPConnection(server.http_url, timeout=20)
+        connection.request("POST", "/v2/models/tiny/infer", content, headers)
+        assert connection.getresponse().status == 400
+        connection.close()
+        status, error = neighbour.result(timeout=20)
+        assert (status, "incomplete string data" in error) == (400, True)
+        assert infer(server.http_url, "tiny", ["aaa"], outputs=["total"]) == (200, {"total": [3]})
+
+
 def test_a_stub_that_is_killed_in_a_batch_gives_its_callers_an_error_and_nobody_an_answer(tmp_path: Path) -> None:
     # triton-inference-server/server#6763. INTERNAL, as for a model's own fault: Triton has no status of its own for it.
     with serve.start(changed(tmp_path / "models", SLOW)) as server:
@@ -273,13 +290,20 @@ def test_no_response_is_cached(joining: serve.Server) -> None:
     assert (status, content.get("response_cache", {}).get("enable", False)) == (200, False)
 
 
-def test_triton_ends_when_asked_for_the_classes_of_a_text_output(tiny: Path) -> None:
-    """A fault of Triton 2.51 that no flag turns off: who may send this to a server may end it. The supervisor heals it;
-    where callers are not trusted, something in front must refuse `classification`. If this fails, Triton was mended."""
+ENDS_TRITON = {
+    "the classes of a text output": body(outputs=[{"name": "label", "parameters": {"classification": 1}}]),
+    # It allocates the shape before it compares name, type and shape with the model's.
+    "numbers under a shape of 8 TB": body(tensor(shape=[1, 2**40], datatype="INT64", data=[1])),
+}
+
+
+@pytest.mark.parametrize("what", ENDS_TRITON)
+def test_one_request_ends_triton(tiny: Path, what: str) -> None:
+    """Faults of Triton 2.51 that no flag turns off: who may send these to a server may end it. The supervisor heals it,
+    and where callers are not trusted something in front must refuse them. Where this fails, Triton was mended."""
     with serve.start(tiny) as server:
-        request = json.loads(body(outputs=[{"name": "label", "parameters": {"classification": 1}}]))
         with pytest.raises((OSError, http.client.HTTPException)):
-            call(server.http_url, "POST", "/v2/models/tiny/infer", request)
+            call(server.http_url, "POST", "/v2/models/tiny/infer", json.loads(ENDS_TRITON[what]))
         wait_until(lambda: not server.is_running())
 
 
