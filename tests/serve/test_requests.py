@@ -199,6 +199,7 @@ def test_a_binary_text_that_is_shorter_than_it_says_takes_those_along_that_it_is
         status, error = neighbour.result(timeout=20)
         assert (status, "incomplete string data" in error) == (400, True)
         assert infer(server.http_url, "tiny", ["aaa"], outputs=["total"]) == (200, {"total": [3]})
+        server.stop(drain_seconds=0)  # it keeps such a request for one in flight and would wait for it, for 30 s
 
 
 def test_a_stub_that_is_killed_in_a_batch_gives_its_callers_an_error_and_nobody_an_answer(tmp_path: Path) -> None:
