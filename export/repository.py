@@ -74,6 +74,11 @@ _LEVEL_REASONS = (
     "No optimization.graph.level is level all; another is here where `export add` measured it to be faster, and",
     "compared at it. Every version of the name runs at it.",
 )
+_MEMORY_REASONS = (
+    "enable_mem_pattern 0: ONNX Runtime otherwise keeps a plan of its memory for each shape that it meets, for ever,",
+    "and texts bring new shapes without end: each instance grew by 11 kB a shape (a classifier of two layers), by",
+    "nothing without, and was no slower.",
+)
 _TENSORRT_REASONS = (
     "For NVIDIA GPUs: tritonserver --model-config-name=gpu_tensorrt. `unrun`: it parses, and no GPU has executed it.",
     "Beside gpu.pbtxt and not in its place, since it is the riskier one. Widths and rows are computed from the data,",
@@ -174,6 +179,7 @@ def classifier_config(
     if device == CPU:
         for key in ("intra_op_thread_count", "inter_op_thread_count"):
             config.parameters[key].string_value = "1"
+        config.parameters["enable_mem_pattern"].string_value = "0"
     if GRAPH_LEVELS[level]:
         config.optimization.graph.level = GRAPH_LEVELS[level]
     if device == GPU_TENSORRT:
@@ -311,7 +317,7 @@ def step_files(names: Names, classes: int, kind: Kind = BET, level: str = "all")
         Path(names.tokenizer, "config.pbtxt"): as_text(tokenizer_config(names), tokenizer_reasons),
         Path(names.classifier, "config.pbtxt"): as_text(
             classifier_config(names, classes, kind=kind, level=level),
-            (*_CLASSIFIER_REASONS, *cpu_reasons, *_LEVEL_REASONS, *joining_reasons),
+            (*_CLASSIFIER_REASONS, *cpu_reasons, *_MEMORY_REASONS, *_LEVEL_REASONS, *joining_reasons),
         ),
         Path(names.classifier, gpu): as_text(
             classifier_config(names, classes, GPU, kind=kind, level=level),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from serve.errors import ServeError, StartupError
+from serve.health import Health, published
 from serve.server import Server, start
 from serve.supervisor import supervise
 
@@ -20,6 +22,9 @@ EXAMPLE = """\
 example:
   python -m serve --repository model_repository --http-port 8000
   curl -s localhost:8000/v2/models/bet/generate -d '{"text": "A wonderful film."}'
+
+With --health-port 8080, localhost:8080/ready is 200 while a real inference is right, for a load balancer; /live is 200
+while the supervisor works.
 
 exit status: 0 drained after SIGTERM or Ctrl-C, 1 the server failed, 2 wrong use or a machine that cannot run it
 """
@@ -38,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
     )
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         command.add_argument(f"--{name}-port", type=_port, default=port, metavar="N", help="default %(default)s")
+    command.add_argument(
+        "--health-port", type=_port, metavar="N", help="answer /live and /ready here; default: nowhere"
+    )
     command.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on; default %(default)s")
     command.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="default %(default)s")
     command.add_argument("--engine", choices=("embedded", "container"), default="embedded", help="default %(default)s")
@@ -64,31 +72,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
 
     stop = threading.Event()
+    health = Health()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)  # until it is ready: give up at once
-    try:
-        server = launch()
-    except KeyboardInterrupt:
-        return 0
-    except StartupError as error:
-        print(f"serve: {error}", file=sys.stderr)
-        return 1
-    except ServeError as error:
-        print(f"serve: {error}", file=sys.stderr)
-        return 2
+    with contextlib.ExitStack() as endpoint:
+        try:
+            if options.health_port is not None:
+                endpoint.enter_context(published(health, options.host, options.health_port))
+            server = launch()
+        except KeyboardInterrupt:
+            return 0
+        except StartupError as error:
+            print(f"serve: {error}", file=sys.stderr)
+            return 1
+        except ServeError as error:
+            print(f"serve: {error}", file=sys.stderr)
+            return 2
 
-    def drain(number: int, frame: FrameType | None) -> None:
-        stop.set()
+        def drain(number: int, frame: FrameType | None) -> None:
+            stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, drain)
-    print(_announcement(server, as_json=options.json), flush=True)
-    try:
-        server = supervise(server, launch, stop)
-    except ServeError as error:
-        print(f"serve: {error}", file=sys.stderr)
-        return 1
-    server.stop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, drain)
+        print(_announcement(server, as_json=options.json), flush=True)
+        try:
+            server = supervise(server, launch, stop, health=health)
+        except ServeError as error:
+            print(f"serve: {error}", file=sys.stderr)
+            return 1
+        server.stop()
     return 0
 
 

@@ -193,13 +193,23 @@ class Server:
         """Ask every loaded model once, by a real inference where its manifest has a probe.
 
         Raises:
-            ServeError: if the process has ended, does not answer within `timeout` seconds, or answers wrongly.
+            ServeError: if the process has ended, does not answer a question within `timeout` seconds, or answers
+                wrongly.
         """
         if self._stopped:
             raise StartupError("the server was stopped")
         if not self.is_running():
             raise StartupError(f"the server ended with status {self._process.returncode}", self.log_tail())
         self._require_right_answers(timeout)
+
+    def executions(self, timeout: float = _PROBE_SECONDS) -> tuple[int, ...]:
+        """How many batches each step has executed with success: what moves while a server with full queues works.
+
+        Raises:
+            NotReadyError: if the server does not say within `timeout` seconds.
+        """
+        steps = (m.name for m in self.repository.loaded_with(self.models) if m.backend != "ensemble")
+        return tuple(probe.executions(self.http_url, step, timeout) for step in steps)
 
     def stop(self, *, drain_seconds: float = DRAIN_SECONDS + _UNLOAD_SECONDS) -> None:
         """End the server: it may take `drain_seconds` to answer what it has accepted and to unload; 0 kills it at once.
@@ -266,6 +276,7 @@ class Server:
                 self._require_right_answers(_PROBE_SECONDS)
                 return
             except probe.NotReadyError as error:
+                error.close()
                 if time.monotonic() > deadline:
                     raise StartupError(f"not ready after {timeout:g} s: {error}", self.log_tail()) from error
             try:

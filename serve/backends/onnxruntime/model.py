@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
     from serve.backends.ragged_batch import Arrays, ModelConfig, answer, read_config
     from serve.backends.shared_weights import SharedWeights
+    from serve.backends.stops import in_time
     from serve.backends.thread_budget import thread_budget
 else:  # in the backend directory these lie beside Triton's own module for stubs
     import triton_python_backend_utils as pb_utils
     from ragged_batch import answer, read_config
     from shared_weights import SharedWeights
+    from stops import in_time
     from thread_budget import thread_budget
 
 LEVELS = {
@@ -79,6 +81,7 @@ class TritonPythonModel:
         if self.shared is not None:
             self.shared.drop()
 
+    @in_time
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer one batch of requests."""
         return answer(requests, self.config, self.run)

@@ -17,9 +17,11 @@ import torch
 
 if TYPE_CHECKING:
     from serve.backends.ragged_batch import Arrays, ModelConfig, answer, read_config
+    from serve.backends.stops import in_time
     from serve.backends.thread_budget import thread_budget
-else:  # in the backend directory these two lie beside Triton's own module for stubs
+else:  # in the backend directory these lie beside Triton's own module for stubs
     from ragged_batch import answer, read_config
+    from stops import in_time
     from thread_budget import thread_budget
 
 INDEXED = re.compile(r".*__(\d+)")
@@ -49,6 +51,7 @@ class TritonPythonModel:
         self.positions = input_positions(self.config, arguments)
         self.indices = output_indices(self.config)
 
+    @in_time
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer one batch of requests."""
         return answer(requests, self.config, self.run)
