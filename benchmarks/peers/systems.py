@@ -17,15 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bet_client import BetClientError
-from bet_client.contract import read_contract
-from bet_client.deadline import Deadline
-from bet_client.settings import DEFAULT_MAX_ROWS, check_settings
-from bet_client.transport import open_transport
-from bet_client.wire import HEADER_LENGTH, Infer, ReadConfig, encode_text, http_reply, http_request
-
 import serve
 from benchmarks.closed_loop import Exchange
+from benchmarks.ensemble import Ensemble
 from benchmarks.errors import PeerError
 from benchmarks.http_connection import http_post
 from benchmarks.processor_time import tree_seconds
@@ -119,29 +113,15 @@ class Running:
 def ours(repository: Path, model: str) -> Iterator[Running]:
     """Our ensemble in Triton: asked with the very bytes that `bet_client` sends, for all that a `Prediction` holds."""
     with serve.start(repository, models=[model], timeout=_START_SECONDS) as server:
-        settings = check_settings(server.http_url, "http", model, 60.0, DEFAULT_MAX_ROWS)
-        deadline = Deadline(_START_SECONDS, settings.address)
-        transport = open_transport(settings)
-        try:
-            contract = read_contract(model, transport.send(ReadConfig(model), deadline))
-        finally:
-            transport.close()
-        outputs = contract.wanted(diagnostics=False)
-
-        def request(text: str) -> bytes:
-            made = http_request(Infer(model, (encode_text(text),), outputs))
-            assert made.body is not None
-            return http_post(made.path, made.body, made.headers)
+        ensemble = Ensemble.read(server.http_url, model)
 
         def read(exchange: Exchange) -> Answer:
-            call = Infer(model, (b"",), outputs)
-            try:
-                tensors = http_reply(call, exchange.status, exchange.header(HEADER_LENGTH), exchange.body, deadline)
-            except BetClientError as error:
-                raise ValueError(str(error)) from error
-            return Answer(tensors["label"].item().decode("utf-8"), float(tensors["probabilities"].max()))
+            answer = ensemble.read_answer(exchange.reply)
+            if answer.label is None or answer.probabilities is None:
+                raise ValueError(f"{model!r} names no single label, and nothing else is compared")
+            return Answer(answer.label, max(answer.probabilities.values()))
 
-        yield Running(OURS, "", True, (server.ports.http,), (server.pid,), request, read)
+        yield Running(OURS, "", True, (server.ports.http,), (server.pid,), ensemble.request, read)
 
 
 @contextlib.contextmanager
