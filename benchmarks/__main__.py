@@ -20,6 +20,7 @@ from benchmarks.errors import BenchmarkError, UsageError
 from benchmarks.objective import SLO_FOLDER, read_slo
 from benchmarks.settings import DEFAULT_URLS, LoadSettings
 from benchmarks.texts import load_texts
+from benchmarks.under_load_commands import add_under_load
 
 _EXAMPLES = """examples:
   python -m benchmarks load
@@ -28,6 +29,10 @@ _EXAMPLES = """examples:
       the project's targets, on a server of its own
   python -m benchmarks load --protocol http --rate 0 --users 8 --texts my-traffic.jsonl
       a closed loop over HTTP with texts of your own (lines such as {"text": "…"})
+  python -m benchmarks overload --factors 2,5 --seconds 60
+      what is left of the peak under twice and five times of it, on a server of its own
+  python -m benchmarks connections --connections 1000 --rate 2000
+  python -m benchmarks soak --hours 4 --share 0.6
   python -m benchmarks compare
       our server beside FastAPI with ONNX Runtime on the same graph, and beside ONNX Runtime in process
   python -m benchmarks minilm build/minilm
@@ -116,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--json", action="store_true", help="print the report as JSON instead of the table")
     load.set_defaults(run=_load)
     add_compare(commands, _EXAMPLES)
+    add_under_load(commands, _EXAMPLES)
     _add_minilm(commands)
     return parser
 
