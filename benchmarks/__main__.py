@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import verdict
-from benchmarks.compare_command import add_compare, log_to_stderr
+from benchmarks.compare_command import add_compare, add_packed, log_to_stderr
 from benchmarks.errors import BenchmarkError, UsageError
 from benchmarks.objective import SLO_FOLDER, read_slo
 from benchmarks.settings import DEFAULT_URLS, LoadSettings
@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--json", action="store_true", help="print the report as JSON instead of the table")
     load.set_defaults(run=_load)
     add_compare(commands, _EXAMPLES)
+    add_packed(commands, _EXAMPLES)
     add_under_load(commands, _EXAMPLES)
     _add_minilm(commands)
     return parser

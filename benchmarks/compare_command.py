@@ -1,4 +1,4 @@
-"""`python -m benchmarks compare`: its options, and which of the two comparisons they ask for."""
+"""`python -m benchmarks compare` and `packed`: their options, and which comparison they ask for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import verdict
-from benchmarks.compare_settings import CompareSettings, GraphSettings
+from benchmarks.compare_settings import CompareSettings, GraphSettings, PackedSettings
 from benchmarks.errors import UsageError
 from benchmarks.texts import LONG_ENOUGH_OF, SAMPLE_SIZE, load_texts
 
@@ -62,6 +62,31 @@ def add_compare(commands: Any, examples: str) -> None:
     compare.set_defaults(run=_compare)
 
 
+def add_packed(commands: Any, examples: str) -> None:
+    """Add the command."""
+    defaults = PackedSettings()
+    packed: argparse.ArgumentParser = commands.add_parser(
+        "packed",
+        help="one graph on joined texts of real lengths: packed, and padded to the longest",
+        description=(
+            "Execute the graph that NAME serves on batches of real texts, end to end and padded to the longest text of "
+            "each batch, in turns in this process; tokens/s of both. Writes build/packed/report.json."
+        ),
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    packed.add_argument("--model", default=defaults.model, metavar="NAME", help="the ensemble (default: %(default)s)")
+    packed.add_argument("--repository", type=Path, default=defaults.repository, metavar="DIR")
+    packed.add_argument("--rows", type=int, default=defaults.rows, help="texts in a batch (default: %(default)s)")
+    packed.add_argument("--batches", type=int, default=defaults.batches, help="default: %(default)s")
+    packed.add_argument("--rounds", type=int, default=defaults.rounds, help="default: %(default)s")
+    packed.add_argument("--threads", type=int, default=defaults.threads, help="of ONNX Runtime (default: %(default)s)")
+    packed.add_argument("--texts", type=Path, metavar="FILE", help="as for load (default: IMDB reviews)")
+    packed.add_argument("--report-only", action="store_true", help="exit 0 though a check does not hold")
+    packed.add_argument("--json", action="store_true", help="print the report as JSON instead of the table")
+    packed.set_defaults(run=_packed)
+
+
 def log_to_stderr() -> None:
     """What the package tells of its progress, on stderr."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
@@ -80,11 +105,29 @@ def _lengths(text: str) -> tuple[int, ...]:
 def _compare(options: argparse.Namespace) -> int:
     log_to_stderr()
     report, tables = (_same_graph if options.checkpoint is None else _checkpoint)(options)
+    return _finish(options, report, f"{tables}\n\n{report.table()}\n")
+
+
+def _packed(options: argparse.Namespace) -> int:
+    from benchmarks.packed import judge_packed, measure_packed  # noqa: PLC0415 (as below)
+
+    settings = PackedSettings(
+        model=options.model,
+        repository=options.repository,
+        rows=options.rows,
+        batches=options.batches,
+        rounds=options.rounds,
+        threads=options.threads,
+    )
+    _forget_last_report("packed")
+    texts = load_texts(options.texts, sample=LONG_ENOUGH_OF).texts
+    report = judge_packed(settings, measure_packed(settings, texts, say))
+    return _finish(options, report, report.table())
+
+
+def _finish(options: argparse.Namespace, report: verdict.Report, shown: str) -> int:
     path = report.write()
-    if options.json:
-        print(json.dumps(report.as_dict(), indent=2))
-    else:
-        print(f"{tables}\n\n{report.table()}\n\nreport: {path}")
+    print(json.dumps(report.as_dict(), indent=2) if options.json else f"{shown}\nreport: {path}")
     return report.exit_status(report_only=options.report_only)
 
 
@@ -93,8 +136,8 @@ def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
-def _forget_last_report() -> None:
-    (verdict.BUILD_FOLDER / "compare" / "report.json").unlink(missing_ok=True)  # it must not pass for this run's
+def _forget_last_report(command: str) -> None:
+    (verdict.BUILD_FOLDER / command / "report.json").unlink(missing_ok=True)  # it must not pass for this run's
 
 
 def _same_graph(options: argparse.Namespace) -> tuple[verdict.Report, str]:
@@ -114,7 +157,7 @@ def _same_graph(options: argparse.Namespace) -> tuple[verdict.Report, str]:
         rounds=options.rounds,
         **_given(options, "callers", "tolerance"),
     )
-    _forget_last_report()
+    _forget_last_report("compare")
     exact = load_texts(options.texts, sample=LONG_ENOUGH_OF)
     whole = load_texts(options.texts, sample=SAMPLE_SIZE)
     python = peer_python(verdict.BUILD_FOLDER / "peers", ONNX_REQUIREMENTS)
@@ -135,7 +178,7 @@ def _checkpoint(options: argparse.Namespace) -> tuple[verdict.Report, str]:
         rounds=options.rounds,
         **_given(options, "lengths", "callers", "tolerance"),
     )
-    _forget_last_report()
+    _forget_last_report("compare")
     texts = load_texts(options.texts, sample=LONG_ENOUGH_OF)
     python = peer_python(verdict.BUILD_FOLDER / "peers")
     outcome = compare(settings, texts.texts, python, options.held_out, say)

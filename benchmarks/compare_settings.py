@@ -97,3 +97,42 @@ class GraphSettings:
                 faults.append(f"{name} is {getattr(self, name)}, write seconds above 0")
         if faults:
             raise UsageError("; ".join(faults))
+
+
+@dataclass(frozen=True)
+class PackedSettings:
+    """One measurement of the graph of `model` on packed and on padded batches.
+
+    Attributes:
+        rows: texts in a batch; the server joins at most 64.
+        batches: different ones, drawn from the texts with `seed`.
+        rounds: in each, every form executes every batch once.
+        threads: of ONNX Runtime, as the server's instances have.
+        short_tokens, short_batches, short_repeats: batches of short texts, timed beside: the length of each text, how
+            many there are, and executions in a round, of which the median counts.
+
+    Raises:
+        UsageError: with every value that cannot be right.
+    """
+
+    model: str = "bet"
+    repository: Path = Path("model_repository")
+    rows: int = 32
+    batches: int = 8
+    rounds: int = 15
+    threads: int = 1
+    short_tokens: int = 20
+    short_batches: tuple[int, ...] = (8, 64)
+    short_repeats: int = 11
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{name.replace('_', '-')} is {getattr(self, name)}, at least 1 is needed"
+            for name in ("rows", "batches", "rounds", "threads", "short_tokens", "short_repeats")
+            if getattr(self, name) < 1
+        ]
+        if not self.short_batches or min(self.short_batches) < 1:
+            faults.append(f"short-batches are {self.short_batches}, write numbers of texts from 1 on")
+        if faults:
+            raise UsageError("; ".join(faults))
