@@ -9,6 +9,7 @@ time left or sent late by itself, or nothing was sent or rightly answered.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import multiprocessing.connection
 import time
@@ -25,6 +26,9 @@ from benchmarks.samples import NO_ANSWER, UNSENT, Measured, Sample, percentile
 CONNECTION_LOST = "ConnectionLost"
 LATE = 50.0
 """Milliseconds of the generators' own lateness at p95 above which they, not the server, held the load back."""
+
+TIMELY = 1.0
+"""Seconds within which a request is to be answered or refused; a later answer is none that somebody waited for."""
 
 _CONNECT_TIMEOUT = 60.0  # seconds
 _LOOK_EVERY = 2.0  # seconds between two counts of connections
@@ -159,7 +163,7 @@ def run_open_loop(
     cpu = max((generator.cpu for generator in generators), default=0.0)
     invalid = [f"generator {k} died before its end" for k, g in enumerate(generators, start=1) if not g.done]
     if taken is None:
-        invalid += faults_of_load(measured, cpu)
+        invalid += [*faults_of_load(measured, cpu), *fault_of_pool(measured, load)]
     return OpenRun(measured, gathered.messages, cpu, fewest, tuple(invalid))
 
 
@@ -175,9 +179,22 @@ def faults_of_load(measured: Measured, generator_cpu: float) -> list[str]:
         found.append(f"a generator was saturated ({generator_cpu:.0%} of a core): use more processes or a lower rate")
     elif late > LATE:
         found.append(f"the generators sent {late:.0f} ms late by themselves at p95: the machine has no time for them")
-    if measured.sent and (measured.offered or 0.0) < OFFERED_LIMIT:
-        found.append(f"{measured.offered:.1%} of the load was sent, the pool was exhausted: use more connections")
     return found
+
+
+def fault_of_pool(measured: Measured, load: OpenLoad) -> list[str]:
+    """Whether it was the pool's size that held requests back.
+
+    A pool for the requests of `TIMELY` that is exhausted says that the server answers more slowly than that: what could
+    not be sent then counts against the server, as still waiting. A smaller pool says nothing.
+    """
+    short = measured.sent and (measured.offered or 0.0) < OFFERED_LIMIT
+    if not short or load.connections >= load.rate * TIMELY:
+        return []
+    return [
+        f"{measured.offered:.1%} of the load was sent, since {load.connections} connections are too few to have the "
+        f"requests of {TIMELY:g} s under way: use {math.ceil(load.rate * TIMELY)}"
+    ]
 
 
 @dataclass

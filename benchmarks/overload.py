@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.ensemble import REFUSED
-from benchmarks.open_loop import OpenLoad, OpenRun, run_open_loop
+from benchmarks.open_loop import TIMELY, OpenLoad, OpenRun, run_open_loop
 from benchmarks.samples import NO_ANSWER, WRONG_ANSWER, Measured, Sample, percentile
-from benchmarks.served import TIMELY, Peak, Served, find_peak
+from benchmarks.served import Peak, Served, find_peak
 from benchmarks.under_load_settings import OverloadSettings
 from verdict import Report
 

@@ -14,12 +14,10 @@ from benchmarks.closed_loop import run_closed_loop
 from benchmarks.ensemble import Questions
 from benchmarks.errors import BenchmarkError, ServerError
 from benchmarks.open_files import allow_connections
+from benchmarks.open_loop import TIMELY
 from benchmarks.peers.exported import exported_folder
 from benchmarks.peers.right_answers import exact_texts
 from benchmarks.samples import WRONG_ANSWER
-
-TIMELY = 1.0
-"""Seconds within which a request is to be answered or refused; a later answer is none that somebody waited for."""
 
 _CALLERS = (16, 32, 64, 128)
 _START_SECONDS = 300.0

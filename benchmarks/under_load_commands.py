@@ -33,7 +33,7 @@ def add_under_load(commands: Any, examples: str) -> None:
         "answer is checked. Writes build/connections/report.json.",
         examples,
     )
-    command.add_argument("--connections", type=int, default=over.connections, help="default: %(default)s")
+    command.add_argument("--connections", type=int, default=1000, help="default: %(default)s")
     command.add_argument("--rate", type=float, default=2000.0, help="requests/s (default: %(default)s)")
     command.add_argument("--seconds", type=float, default=60.0, help="that are measured (default: %(default)s)")
     command.add_argument("--warm-up", type=float, default=5.0, help="seconds, left out (default: %(default)s)")

@@ -18,7 +18,8 @@ class OverloadSettings:
         factors: multiples of the peak that are offered, one after the other.
         seconds, warm_up: measured for each, and left out before.
         peak_seconds: for each number of callers in the search for the peak.
-        connections, processes: of the generators together.
+        connections, processes: of the generators together; as many as are due within a second, or the run says nothing
+            where they are all taken.
         latency_p99: target of the accepted requests, such as "<= 500" (ms); None: reported alone.
 
     Raises:
@@ -29,7 +30,7 @@ class OverloadSettings:
     seconds: float = 60.0
     warm_up: float = 5.0
     peak_seconds: float = 5.0
-    connections: int = 1000
+    connections: int = 4096
     processes: int = 2
     latency_p99: str | None = None
 

@@ -118,9 +118,16 @@ def test_who_never_gets_an_answer_is_counted_and_what_finds_no_connection_was_no
     assert run.invalid == ()
 
 
-def test_a_pool_that_is_exhausted_makes_the_run_invalid(small: SmallServer) -> None:
-    run = _run(small, (b"fine", b"fine", b"never"), connections=6, warm_up=0.0, patience=0.1)
-    assert any("the pool was exhausted" in reason for reason in run.invalid)
+def test_a_pool_too_small_for_the_rate_makes_the_run_invalid_and_one_large_enough_blames_the_server(
+    small: SmallServer,
+) -> None:
+    never = (b"fine", b"fine", b"never")
+    run = _run(small, never, connections=6, warm_up=0.0, patience=0.1)
+    assert any("6 connections are too few" in reason and "use 100" in reason for reason in run.invalid)
+    run = _run(small, never, connections=12, rate=12, seconds=4, warm_up=0.0, patience=0.1)
+    assert run.invalid == ()
+    assert run.measured.faults[NO_ANSWER] == 12
+    assert (run.measured.offered or 1) < 1
 
 
 @pytest.mark.parametrize("victims", [1, 2])
