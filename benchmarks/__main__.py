@@ -7,21 +7,20 @@ a library that took a lock or a socket earlier would keep the blocking kind.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import verdict
-from benchmarks.compare_settings import CompareSettings
+from benchmarks.compare_command import add_compare, add_packed, log_to_stderr
 from benchmarks.errors import BenchmarkError, UsageError
 from benchmarks.objective import SLO_FOLDER, read_slo
 from benchmarks.settings import DEFAULT_URLS, LoadSettings
-from benchmarks.texts import LONG_ENOUGH_OF, load_texts
+from benchmarks.texts import load_texts
+from benchmarks.under_load_commands import add_under_load
 
 _EXAMPLES = """examples:
   python -m benchmarks load
@@ -30,6 +29,12 @@ _EXAMPLES = """examples:
       the project's targets, on a server of its own
   python -m benchmarks load --protocol http --rate 0 --users 8 --texts my-traffic.jsonl
       a closed loop over HTTP with texts of your own (lines such as {"text": "…"})
+  python -m benchmarks overload --factors 2,5 --seconds 60
+      what is left of the peak under twice and five times of it, on a server of its own
+  python -m benchmarks connections --connections 1000 --rate 2000
+  python -m benchmarks soak --hours 4 --share 0.6
+  python -m benchmarks compare
+      our server beside FastAPI with ONNX Runtime on the same graph, and beside ONNX Runtime in process
   python -m benchmarks minilm build/minilm
   python -m export add build/minilm/model --calibration build/minilm/calibration.csv --max-error 0.2 --name minilm
   python -m benchmarks compare --model minilm --checkpoint build/minilm/model --held-out build/minilm/held_out.csv
@@ -115,47 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     load.add_argument("--json", action="store_true", help="print the report as JSON instead of the table")
     load.set_defaults(run=_load)
-    _add_compare(commands)
+    add_compare(commands, _EXAMPLES)
+    add_packed(commands, _EXAMPLES)
+    add_under_load(commands, _EXAMPLES)
     _add_minilm(commands)
     return parser
-
-
-def _add_compare(commands: Any) -> None:
-    fields = {field.name: field.default for field in dataclasses.fields(CompareSettings)}
-    compare: argparse.ArgumentParser = commands.add_parser(
-        "compare",
-        help="our server beside transformers and optimum behind FastAPI, on this machine",
-        description=(
-            "Serve one Hugging Face checkpoint by our repository, by transformers and by optimum's ONNX Runtime behind "
-            "FastAPI, and ask them in turn, one at a time, the same real texts of exact lengths in a closed loop. "
-            "Every answer is compared with PyTorch's. Writes build/compare/report.json. The first run installs the "
-            "peers into build/peers."
-        ),
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    compare.add_argument("--model", required=True, metavar="NAME", help="the ensemble that was exported from DIR")
-    compare.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="the Hugging Face folder")
-    compare.add_argument("--repository", type=Path, default=fields["repository"], metavar="DIR")
-    compare.add_argument(
-        "--lengths", type=_lengths, default=fields["lengths"], metavar="N,N", help="in tokens (default: 16,64,128,256)"
-    )
-    compare.add_argument(
-        "--callers", type=int, default=fields["callers"], help="connections, all always waiting (default: %(default)s)"
-    )
-    compare.add_argument(
-        "--seconds",
-        type=float,
-        default=fields["seconds"],
-        help="measured for each system, length and round (default: %(default)s)",
-    )
-    compare.add_argument("--rounds", type=int, default=fields["rounds"], help="default: %(default)s")
-    compare.add_argument("--tolerance", type=float, default=fields["tolerance"], help="of a probability (%(default)s)")
-    compare.add_argument("--held-out", type=Path, metavar="FILE.csv", help="text,label: compare the accuracy as well")
-    compare.add_argument("--texts", type=Path, metavar="FILE", help="as for load (default: IMDB reviews)")
-    compare.add_argument("--report-only", action="store_true", help="exit 0 though a check does not hold")
-    compare.add_argument("--json", action="store_true", help="print the report as JSON instead of the tables")
-    compare.set_defaults(run=_compare)
 
 
 def _add_minilm(commands: Any) -> None:
@@ -177,47 +146,11 @@ def _add_minilm(commands: Any) -> None:
     minilm.set_defaults(run=_minilm)
 
 
-def _lengths(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-def _compare(options: argparse.Namespace) -> int:
-    # Not for the other commands: these import torch, and the load command must become cooperative before it does.
-    from benchmarks.compare import compare  # noqa: PLC0415
-    from benchmarks.compare_report import judge, table  # noqa: PLC0415
-    from benchmarks.peers.environment import peer_python  # noqa: PLC0415
-
-    settings = CompareSettings(
-        model=options.model,
-        checkpoint=options.checkpoint,
-        repository=options.repository,
-        lengths=options.lengths,
-        callers=options.callers,
-        seconds=options.seconds,
-        rounds=options.rounds,
-        tolerance=options.tolerance,
-    )
-    _log_to_stderr()
-    (verdict.BUILD_FOLDER / "compare" / "report.json").unlink(missing_ok=True)  # it must not pass for this run's
-    texts = load_texts(options.texts, sample=LONG_ENOUGH_OF)
-    python = peer_python(verdict.BUILD_FOLDER / "peers")
-    outcome = compare(
-        settings, texts.texts, python, options.held_out, lambda line: print(line, file=sys.stderr, flush=True)
-    )
-    report = judge(settings, outcome)
-    path = report.write()
-    if options.json:
-        print(json.dumps(report.as_dict(), indent=2))
-    else:
-        print(f"{table(settings, outcome)}\n\n{report.table()}\n\nreport: {path}")
-    return report.exit_status(report_only=options.report_only)
-
-
 def _minilm(options: argparse.Namespace) -> int:
     from benchmarks.peers.minilm import make_checkpoint  # noqa: PLC0415
     from train.errors import TrainError  # noqa: PLC0415
 
-    _log_to_stderr()
+    log_to_stderr()
     try:
         accuracy = make_checkpoint(options.output, options.encoder)
     except (TrainError, OSError) as error:
@@ -225,11 +158,6 @@ def _minilm(options: argparse.Namespace) -> int:
     made = {"model": str(options.output / "model"), "accuracy": accuracy}
     print(json.dumps(made) if options.json else f"{made['model']}: accuracy {accuracy:.3f} on held_out.csv")
     return 0
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("benchmarks").setLevel(logging.INFO)
 
 
 def _load(options: argparse.Namespace) -> int:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_HEAD_END = b"\r\n\r\n"
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
+from benchmarks.http_connection import HttpConnection, body_of, header_of, status_of
+
 _LAST_ANSWERS = 60.0  # seconds that the answers under way are waited for when time is up
 
 
@@ -38,20 +37,16 @@ class Exchange:
     @property
     def status(self) -> int:
         """The HTTP status; 0 where there was no answer."""
-        return int(self.reply[9:12]) if self.reply else 0
+        return status_of(self.reply)
 
     @property
     def body(self) -> bytes:
         """What follows the headers."""
-        return self.reply.partition(_HEAD_END)[2]
+        return body_of(self.reply)
 
     def header(self, name: str) -> str | None:
         """The value of a header of the answer."""
-        for line in self.reply.partition(_HEAD_END)[0].split(b"\r\n")[1:]:
-            key, _, value = line.partition(b":")
-            if key.decode("latin-1").lower() == name.lower():
-                return value.decode("latin-1").strip()
-        return None
+        return header_of(self.reply, name)
 
 
 @dataclass(frozen=True)
@@ -67,12 +62,6 @@ class Loop:
     exchanges: tuple[Exchange, ...]
     elapsed: float
     generator_cpu: float
-
-
-def http_post(path: str, body: bytes, headers: dict[str, str]) -> bytes:
-    """The bytes of one POST request on a connection that stays open."""
-    lines = [f"POST {path} HTTP/1.1", "Host: localhost", *(f"{k}: {v}" for k, v in headers.items())]
-    return "\r\n".join((*lines, f"Content-Length: {len(body)}")).encode("latin-1") + _HEAD_END + body
 
 
 def run_closed_loop(
@@ -133,21 +122,15 @@ class _Run:
             self.idle.set()
 
 
-class _Caller(asyncio.Protocol):
+class _Caller(HttpConnection):
     """One connection, with one request under way at a time."""
 
     def __init__(self, run: _Run, first: int) -> None:
+        super().__init__()
         self._run = run
         self._next = first
         self._asked: tuple[int, float] | None = None
-        self._missing: int | None = None  # bytes of the answer still to come, once its head is here
-        self._parts: list[bytes] = []
-        self._transport: asyncio.Transport | None = None
         run.callers.append(self)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
 
     def ask(self) -> None:
         """Send the next request, or leave where time is up."""
@@ -158,43 +141,23 @@ class _Caller(asyncio.Protocol):
             return
         index = self._next % len(run.requests)
         self._next += 1
-        self._asked, self._missing, self._parts = (index, now), None, []
-        assert self._transport is not None
-        self._transport.write(run.requests[index])
+        self._asked = (index, now)
+        self.send(run.requests[index])
 
-    def data_received(self, data: bytes) -> None:
-        self._parts.append(data)
-        if self._missing is None:
-            start = b"".join(self._parts)
-            head = start.find(_HEAD_END)
-            if head < 0:
-                return
-            length = _LENGTH.search(start, 0, head + 2)
-            if length is None:  # chunked, which no system here needs: as good as no answer
-                self.close()
-                return
-            self._missing = head + len(_HEAD_END) + int(length[1]) - len(start)
-        else:
-            self._missing -= len(data)
-        if self._missing <= 0:
-            self._answered(b"".join(self._parts))
-            self.ask()
+    def answered(self, reply: bytes) -> None:
+        self._keep(reply)
+        self.ask()
 
-    def connection_lost(self, reason: Exception | None) -> None:
+    def lost(self) -> None:
         self.give_up()
 
     def give_up(self) -> None:
         """Record what was asked and not answered."""
         if self._asked is not None:
-            self._answered(b"")
+            self._keep(b"")
             self._run.leave()
 
-    def close(self) -> None:
-        """Give the connection back."""
-        if self._transport is not None:
-            self._transport.close()
-
-    def _answered(self, reply: bytes) -> None:
+    def _keep(self, reply: bytes) -> None:
         assert self._asked is not None
         index, start = self._asked
         self._asked = None

@@ -17,52 +17,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 from bet_client import Client, Prediction
 
-from benchmarks.closed_loop import run_closed_loop
 from benchmarks.compare_settings import CompareSettings
-from benchmarks.errors import PeerError, ServerError
+from benchmarks.errors import ServerError
 from benchmarks.peers.environment import installed_versions
-from benchmarks.peers.reference import Exported, Reference, RightAnswers, exact_texts, read_labelled
+from benchmarks.peers.reference import Exported, Reference, read_labelled
+from benchmarks.peers.right_answers import RightAnswers, exact_texts
 from benchmarks.peers.systems import OURS, PEERS, Peer, Running, Setting, in_process_rate, ours, peer
+from benchmarks.turns import Turn, take_turn
 from serve import ServeError
 
 Say = Callable[[str], None]
 _CHOOSING_SECONDS = 2.0
-_FAULTS_KEPT = 5
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One system at one length in one round.
-
-    Attributes:
-        system, setting: who, and how it was run.
-        latencies: milliseconds, one for each right answer of the measured part.
-        wrong: answers that are missing, failed, or not PyTorch's; `faults` describes the first.
-        largest_difference: of a probability to PyTorch's.
-        generator_cpu, server_cpu: processors that were busy with asking and with answering.
-        other_cpu: processors that were busy with somebody else's work.
-    """
+    """One system, with its setting, at one length in one round."""
 
     system: str
     setting: str
     length: int
     round: int
-    seconds: float
-    latencies: tuple[float, ...]
-    wrong: int
-    faults: tuple[str, ...]
-    largest_difference: float
-    generator_cpu: float
-    server_cpu: float
-    other_cpu: float
+    turn: Turn
 
     @property
     def throughput(self) -> float:
         """Right answers per second."""
-        return len(self.latencies) / self.seconds
+        return self.turn.throughput
 
 
 @dataclass(frozen=True)
@@ -191,7 +174,7 @@ class _Comparison:
                         for name in (*names[first:], *names[:first])
                     ]
                     rates = ", ".join(f"{cell.system} {cell.throughput:.1f}" for cell in turn)
-                    wrong = sum(cell.wrong for cell in turn)
+                    wrong = sum(cell.turn.wrong for cell in turn)
                     self.say(
                         f"round {number}: {length} tokens: {rates} requests/s{f', {wrong} wrong' if wrong else ''}"
                     )
@@ -215,47 +198,16 @@ class _Comparison:
 
     def _ask(self, running: Running, length: int, number: int, seconds: float) -> Cell:
         questions = self.questions[length]
-        requests = [running.request(text) for text in questions.texts]
-        began, machine = running.processor_seconds(), _busy_seconds()
-        loop = run_closed_loop(running.ports, requests, self.settings.callers, seconds, self.settings.warm_up)
-        spent, busy = running.processor_seconds() - began, _busy_seconds() - machine
-        right = questions.calibrated if running.calibrated else questions.plain
-        latencies, faults, largest = [], [], 0.0
-        for exchange in loop.exchanges:
-            try:
-                answer = running.read(exchange)
-            except ValueError as error:
-                faults.append(str(error))
-                continue
-            difference = right.difference(exchange.request, answer.label, answer.probability)
-            largest = max(largest, difference)
-            if difference <= self.settings.tolerance:
-                latencies.append(1000 * (exchange.end - exchange.start))
-            else:
-                faults.append(f"{answer} instead of {right.describe(exchange.request)}")
-        if not latencies:
-            fault = (faults or ["no answer within the time"])[0]
-            raise PeerError(f"{running.name} gave no right answer at {length} tokens: {fault}")
-        return Cell(
-            system=running.name,
-            setting=running.setting,
-            length=length,
-            round=number,
+        turn = take_turn(
+            running,
+            questions.texts,
+            questions.calibrated if running.calibrated else questions.plain,
+            callers=self.settings.callers,
             seconds=seconds,
-            latencies=tuple(latencies),
-            wrong=len(faults),
-            faults=tuple(faults[:_FAULTS_KEPT]),
-            largest_difference=largest,
-            generator_cpu=loop.generator_cpu,
-            server_cpu=spent / loop.elapsed,
-            other_cpu=max(0.0, busy / loop.elapsed - spent / loop.elapsed - loop.generator_cpu),
+            warm_up=self.settings.warm_up,
+            tolerance=self.settings.tolerance,
         )
-
-
-def _busy_seconds() -> float:
-    """Processor time that this machine has spent on anything."""
-    times = psutil.cpu_times()
-    return float(times.user + times.nice + times.system)
+        return Cell(running.name, running.setting, length, number, turn)
 
 
 def _accuracy(settings: CompareSettings, reference: Reference, path: Path) -> Accuracy:

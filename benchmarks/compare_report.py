@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
-
-import numpy as np
 
 from benchmarks.compare import Cell, Outcome
 from benchmarks.compare_settings import CompareSettings
 from benchmarks.peers.systems import OURS, PEERS
 from benchmarks.samples import percentile
+from benchmarks.spread import Spread
 from verdict import Report
 
 PUBLISHED = {
@@ -21,24 +20,6 @@ PUBLISHED = {
     "requests_per_second": {"16": 212, "64": 97, "128": 55, "256": 27},
 }
 AHEAD = "> 1"
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The median of all rounds and both quartiles."""
-
-    median: float
-    lower: float
-    upper: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        """Of at least one value."""
-        lower, median, upper = np.quantile(list(values), (0.25, 0.5, 0.75))
-        return cls(float(median), float(lower), float(upper))
-
-    def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.lower:.3g}–{self.upper:.3g})"
 
 
 def ratio(cells: Sequence[Cell], system: str, length: int) -> Spread:
@@ -57,9 +38,9 @@ def judge(settings: CompareSettings, outcome: Outcome) -> Report:
             report.add(f"throughput_{name}_{length}", of.median, "requests/s")
         for system in PEERS:
             report.add(f"ratio_{system.name}_{length}", ratio(outcome.cells, system.name, length).median, "", AHEAD)
-    asked = sum(len(cell.latencies) + cell.wrong for cell in outcome.cells)
-    report.add("error_rate", sum(cell.wrong for cell in outcome.cells) / asked, "", "<= 0")
-    report.add("other_load", statistics.median(cell.other_cpu for cell in outcome.cells), "processors")
+    asked = sum(len(cell.turn.latencies) + cell.turn.wrong for cell in outcome.cells)
+    report.add("error_rate", sum(cell.turn.wrong for cell in outcome.cells) / asked, "", "<= 0")
+    report.add("other_load", statistics.median(cell.turn.other_cpu for cell in outcome.cells), "processors")
     if outcome.accuracy is not None:
         report.add("accuracy_served", outcome.accuracy.served)
         report.add("accuracy_pytorch", outcome.accuracy.pytorch)
@@ -82,7 +63,9 @@ def judge(settings: CompareSettings, outcome: Outcome) -> Report:
             for c in outcome.tried
         ],
         "accuracy": None if outcome.accuracy is None else asdict(outcome.accuracy),
-        "faults": [{"system": c.system, "length": c.length, "faults": c.faults} for c in outcome.cells if c.faults],
+        "faults": [
+            {"system": c.system, "length": c.length, "faults": c.turn.faults} for c in outcome.cells if c.turn.faults
+        ],
         "published": PUBLISHED,
         "peer_versions": outcome.versions,
     }
@@ -95,7 +78,7 @@ def rows(settings: CompareSettings, outcome: Outcome) -> list[dict[str, Any]]:
     for length in settings.lengths:
         for name in (OURS, *(system.name for system in PEERS)):
             cells = _cells(outcome.cells, name, length)
-            latencies = sorted(latency for cell in cells for latency in cell.latencies)
+            latencies = sorted(latency for cell in cells for latency in cell.turn.latencies)
             found.append(
                 {
                     "length": length,
@@ -105,13 +88,13 @@ def rows(settings: CompareSettings, outcome: Outcome) -> list[dict[str, Any]]:
                     "latency_p50": percentile(latencies, 0.50),
                     "latency_p95": percentile(latencies, 0.95),
                     "latency_p99": percentile(latencies, 0.99),
-                    "wrong": sum(cell.wrong for cell in cells),
-                    "largest_difference": max(cell.largest_difference for cell in cells),
-                    "generator_cpu": statistics.median(cell.generator_cpu for cell in cells),
-                    "server_cpu": statistics.median(cell.server_cpu for cell in cells),
-                    "other_cpu": statistics.median(cell.other_cpu for cell in cells),
+                    "wrong": sum(cell.turn.wrong for cell in cells),
+                    "largest_difference": max(cell.turn.largest_difference for cell in cells),
+                    "generator_cpu": statistics.median(cell.turn.generator_cpu for cell in cells),
+                    "server_cpu": statistics.median(cell.turn.server_cpu for cell in cells),
+                    "other_cpu": statistics.median(cell.turn.other_cpu for cell in cells),
                     "server_cpu_ms_per_request": statistics.median(
-                        1000 * cell.server_cpu / cell.throughput for cell in cells
+                        1000 * cell.turn.server_cpu / cell.throughput for cell in cells
                     ),
                 }
             )

@@ -11,12 +11,15 @@ from pathlib import Path
 from benchmarks.errors import PeerError
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+ONNX_REQUIREMENTS = Path(__file__).with_name("requirements_onnx.txt")
+"""Of the peers that execute our own graph: neither torch nor transformers, 230 MB."""
+
 _PIP = (sys.executable, "-m", "pip")
 _LOG = logging.getLogger(__name__)
 
 
 def peer_python(folder: Path, requirements: Path = REQUIREMENTS) -> Path:
-    """The interpreter of an environment that holds `requirements`, made on the first call (minutes, 1.5 GB).
+    """The interpreter of an environment that holds `requirements`, made on the first call (minutes, up to 1.5 GB).
 
     It is made anew where the requirements or our own Python have changed; pip's own settings are obeyed, so that an
     index of CPU builds of torch is given as for the project's environment (`PIP_EXTRA_INDEX_URL`).
@@ -29,7 +32,7 @@ def peer_python(folder: Path, requirements: Path = REQUIREMENTS) -> Path:
     python = environment / "bin" / "python"
     ready = environment / "ready"
     if not ready.exists():
-        _LOG.info("installing the peers into %s (once: minutes, and 1.5 GB)", environment)
+        _LOG.info("installing the peers into %s (once: minutes, and up to 1.5 GB)", environment)
         # Our own pip installs there: a second one would take as long to unpack as all the peers but torch.
         _run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(environment)])
         _run([*_PIP, "--python", str(python), "install", "--quiet", "-r", str(requirements)])

@@ -17,17 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-from bet_client import BetClientError
-from bet_client.contract import read_contract
-from bet_client.deadline import Deadline
-from bet_client.settings import DEFAULT_MAX_ROWS, check_settings
-from bet_client.transport import open_transport
-from bet_client.wire import HEADER_LENGTH, Infer, ReadConfig, encode_text, http_reply, http_request
-
 import serve
-from benchmarks.closed_loop import Exchange, http_post
+from benchmarks.closed_loop import Exchange
+from benchmarks.ensemble import Ensemble
 from benchmarks.errors import PeerError
+from benchmarks.http_connection import http_post
+from benchmarks.processor_time import tree_seconds
 
 OURS = "ours"
 _HERE = Path(__file__).parent
@@ -61,13 +56,18 @@ class Peer:
     settings: tuple[Setting, ...]
 
 
-def _settings(processors: int) -> tuple[Setting, ...]:
+def processors() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def _settings(cores: int) -> tuple[Setting, ...]:
     """A process for each processor, or one process with all of them."""
-    return tuple(dict.fromkeys((Setting(processors, 1), Setting(1, processors))))
+    return tuple(dict.fromkeys((Setting(cores, 1), Setting(1, cores))))
 
 
 PEERS = tuple(
-    Peer(name, application, _settings(len(os.sched_getaffinity(0))))
+    Peer(name, application, _settings(processors()))
     for name, application in (("fastapi", "fastapi_transformers"), ("optimum", "fastapi_optimum"))
 )
 
@@ -106,43 +106,22 @@ class Running:
 
     def processor_seconds(self) -> float:
         """Processor time of all its processes so far."""
-        total = 0.0
-        for root in self.roots:
-            process = psutil.Process(root)
-            for one in (process, *process.children(recursive=True)):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    times = one.cpu_times()
-                    total += times.user + times.system
-        return total
+        return sum(tree_seconds(root) for root in self.roots)
 
 
 @contextlib.contextmanager
 def ours(repository: Path, model: str) -> Iterator[Running]:
     """Our ensemble in Triton: asked with the very bytes that `bet_client` sends, for all that a `Prediction` holds."""
     with serve.start(repository, models=[model], timeout=_START_SECONDS) as server:
-        [address] = check_settings(server.http_url, "http", model, 60.0, DEFAULT_MAX_ROWS).addresses
-        deadline = Deadline(_START_SECONDS, str(address))
-        transport = open_transport("http", address)
-        try:
-            contract = read_contract(model, transport.send(ReadConfig(model), deadline))
-        finally:
-            transport.close()
-        outputs = contract.wanted(diagnostics=False)
-
-        def request(text: str) -> bytes:
-            made = http_request(Infer(model, (encode_text(text),), outputs))
-            assert made.body is not None
-            return http_post(made.path, made.body, made.headers)
+        ensemble = Ensemble.read(server.http_url, model)
 
         def read(exchange: Exchange) -> Answer:
-            call = Infer(model, (b"",), outputs)
-            try:
-                tensors = http_reply(call, exchange.status, exchange.header(HEADER_LENGTH), exchange.body, deadline)
-            except BetClientError as error:
-                raise ValueError(str(error)) from error
-            return Answer(tensors["label"].item().decode("utf-8"), float(tensors["probabilities"].max()))
+            answer = ensemble.read_answer(exchange.reply)
+            if answer.label is None or answer.probabilities is None:
+                raise ValueError(f"{model!r} names no single label, and nothing else is compared")
+            return Answer(answer.label, max(answer.probabilities.values()))
 
-        yield Running(OURS, "", True, (server.ports.http,), (server.pid,), request, read)
+        yield Running(OURS, "", True, (server.ports.http,), (server.pid,), ensemble.request, read)
 
 
 @contextlib.contextmanager
@@ -153,7 +132,7 @@ def peer(system: Peer, setting: Setting, python: Path, checkpoint: Path) -> Iter
     Raises:
         PeerError: if a process ends or does not answer in time, with its last line.
     """
-    environment = _environment(setting, checkpoint)
+    environment = peer_environment(setting, checkpoint)
     ports = tuple(serve.free_port("127.0.0.1") for _ in range(setting.workers))
     with contextlib.ExitStack() as stack:
         processes = []
@@ -167,7 +146,7 @@ def peer(system: Peer, setting: Setting, python: Path, checkpoint: Path) -> Iter
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-            stack.callback(_stop, process)
+            stack.callback(stop, process)
             processes.append((process, port, log))
         deadline = time.monotonic() + _START_SECONDS
         for process, port, log in processes:
@@ -196,14 +175,14 @@ def in_process_rate(
         for _ in range(setting.workers):
             process = subprocess.Popen(
                 [str(python), str(_HERE / "in_process.py"), system.application, str(seconds)],
-                env=_environment(setting, checkpoint),
+                env=peer_environment(setting, checkpoint),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
             )
             stack.enter_context(process)  # closes both pipes, after the process was stopped
-            stack.callback(_stop, process)
+            stack.callback(stop, process)
             assert process.stdin is not None
             assert process.stdout is not None
             processes.append((process, process.stdin, process.stdout))
@@ -221,7 +200,8 @@ def in_process_rate(
         return total / seconds
 
 
-def _environment(setting: Setting, checkpoint: Path) -> dict[str, str]:
+def peer_environment(setting: Setting, checkpoint: Path) -> dict[str, str]:
+    """The environment variables of one process of a peer."""
     environment = {
         **os.environ,
         "CHECKPOINT": str(checkpoint.resolve()),
@@ -255,7 +235,8 @@ def _listens(port: int) -> bool:
     return False
 
 
-def _stop(process: subprocess.Popen[Any]) -> None:
+def stop(process: subprocess.Popen[Any]) -> None:
+    """End a process, and wait until it has ended."""
     process.terminate()
     try:
         process.wait(10)

@@ -16,14 +16,17 @@ import tiny_hugging_face
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from benchmarks.__main__ import main
-from benchmarks.closed_loop import http_post, run_closed_loop
+from benchmarks.closed_loop import run_closed_loop
 from benchmarks.compare import Cell, Outcome, choose, compare
 from benchmarks.compare_report import judge, ratio, table
 from benchmarks.compare_settings import CompareSettings
 from benchmarks.errors import PeerError, TextsError, UsageError
+from benchmarks.http_connection import http_post
 from benchmarks.peers.environment import REQUIREMENTS, peer_python
-from benchmarks.peers.reference import RightAnswers, exact_texts, read_labelled
+from benchmarks.peers.reference import read_labelled
+from benchmarks.peers.right_answers import RightAnswers, exact_texts
 from benchmarks.peers.systems import OURS, PEERS, Peer, Setting, peer
+from benchmarks.turns import Turn
 from export.add import AddOptions, add
 from export.rows import RowFiles
 
@@ -112,7 +115,8 @@ def test_callers_are_spread_evenly_over_the_processes_of_a_peer() -> None:
 
 
 def _cell(system: str, length: int, number: int, rate: int, *, setting: str = "", wrong: int = 0) -> Cell:
-    return Cell(system, setting, length, number, 1.0, (5.0,) * rate, wrong, ("off",) * wrong, 1e-7, 0.1, 1.8, 0.0)
+    turn = Turn(1.0, (5.0,) * rate, wrong, ("off",) * wrong, 1e-7, 0.1, 1.8, 0.0)
+    return Cell(system, setting, length, number, turn)
 
 
 def _outcome(rates: dict[str, tuple[int, ...]], wrong: int = 0) -> Outcome:
