@@ -68,7 +68,7 @@ def timely(measured: Measured) -> float | None:
 
 
 def judge_overload(settings: OverloadSettings, outcome: OverloadOutcome) -> Report:
-    """The checks, five for each factor; a run that proves nothing does not hold."""
+    """The checks for each factor; a run that proves nothing does not hold."""
     report = Report("overload")
     report.add("goodput_peak", outcome.peak.goodput, "requests/s", "> 0")
     for factor, run in outcome.runs.items():
@@ -76,6 +76,7 @@ def judge_overload(settings: OverloadSettings, outcome: OverloadOutcome) -> Repo
         accepted = sorted(1000 * s.latency for s in measured.samples if s.fault in (None, WRONG_ANSWER))
         failed = {kind: n for kind, n in measured.faults.items() if kind not in (REFUSED, NO_ANSWER, WRONG_ANSWER)}
         report.add(f"goodput_{of}", goodput(measured), "requests/s")
+        report.add(f"throughput_{of}", measured.throughput, "requests/s")  # late answers too: work thrown away
         report.add(f"goodput_over_peak_{of}", goodput(measured) / outcome.peak.goodput, "", GOODPUT_OVER_PEAK)
         report.add(f"answered_or_refused_in_1s_{of}", timely(measured), "", ">= 1")
         report.add(f"latency_p99_{of}", percentile(accepted, 0.99), "ms", settings.latency_p99)

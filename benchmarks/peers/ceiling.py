@@ -18,6 +18,7 @@ from benchmarks.peers.systems import Setting, peer_environment, stop
 from benchmarks.processor_time import busy_seconds, tree_seconds
 
 _WORKER = Path(__file__).with_name("in_process_onnx.py")
+_END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def started_ceiling(
                 stderr=log,
                 text=True,
             )
-            stack.enter_context(worker)  # closes both pipes, after the process was stopped
-            stack.callback(stop, worker)
+            stack.enter_context(worker)  # closes both pipes, after the process has ended
+            stack.callback(_end, worker)
             workers.append((worker, log))
         started = tuple(worker for worker, _ in workers)
         try:
@@ -112,6 +113,17 @@ def started_ceiling(
                 lines += log.read().decode("utf-8", "replace").strip().splitlines()[-1:]
             raise PeerError(f"{error}: {(lines or ['it said nothing'])[0]}") from error
         yield Ceiling(started)
+
+
+def _end(worker: subprocess.Popen[str]) -> None:
+    """A worker ends with its input; one that does not is stopped."""
+    assert worker.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        worker.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        worker.wait(_END_SECONDS)
+    if worker.poll() is None:
+        stop(worker)
 
 
 def _exchange(workers: Sequence[subprocess.Popen[str]], line: str) -> list[dict[str, Any]]:

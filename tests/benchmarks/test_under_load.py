@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from bet_client import Prediction
 from load_runs import Command
+from tokenizers import Tokenizer
 
 import serve
 from benchmarks.__main__ import main
@@ -20,9 +21,11 @@ from benchmarks.errors import BenchmarkError, UsageError
 from benchmarks.many_connections import hold_connections, judge_connections
 from benchmarks.open_loop import OpenLoad, OpenRun
 from benchmarks.overload import OverloadOutcome, goodput, judge_overload, overload, timely
+from benchmarks.peers.exported import exported_folder
 from benchmarks.samples import NO_ANSWER, UNSENT, WRONG_ANSWER, Measured, Sample
-from benchmarks.served import Peak, Served, find_peak
+from benchmarks.served import Peak, Served, beginnings, find_peak
 from benchmarks.soak import Interval, IntervalWriter, SoakOutcome, growth, judge_soak, memory_of, problems
+from benchmarks.texts import load_texts
 from benchmarks.under_load_settings import OverloadSettings, SoakSettings
 
 TEXTS = [f"A film of {'many ' * k}words." for k in range(20)]
@@ -56,6 +59,19 @@ def test_overload_of_a_real_server_is_answered_or_refused_and_it_lives_on(served
     assert checks["wrong_answers_1.5x"].holds
     assert checks["server_alive"].holds
     assert "1.5 times the peak" in said[-1]
+
+
+def test_short_texts_are_beginnings_in_the_tokens_of_the_served_version(repository: Path) -> None:
+    found = beginnings(repository, "bet", load_texts(sample=60).texts, tokens=12, count=9)
+    with exported_folder(repository, "bet") as folder:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert len(found) == 9
+    assert {len(tokenizer.encode(text).ids) for text in found} == {12}
+
+
+def test_a_server_that_does_not_start_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["overload", "--repository", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("python -m benchmarks overload: ") == 1
 
 
 def test_a_peak_of_wrong_answers_is_none(triton: serve.Server) -> None:
