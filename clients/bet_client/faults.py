@@ -42,6 +42,9 @@ _DISAGREEMENT = re.compile(
     r"unexpected inference (in|out)put|expected \d+ inputs|unexpected shape for input", re.IGNORECASE
 )
 
+# gRPC says so by RESOURCE_EXHAUSTED, of a request or of its answer; the same again would fail again.
+_TOO_LARGE = re.compile(r"message larger than max", re.IGNORECASE)
+
 _UNKNOWN_MODEL = re.compile(r"unknown model", re.IGNORECASE)
 
 # The dynamic batcher's word, by UNAVAILABLE and 503, for a request whose own timeout passed before it was executed.
@@ -64,6 +67,11 @@ def from_grpc(error: InferenceServerException, deadline: Deadline) -> BetClientE
     message = str(error.message() or "")
     if code == "UNAVAILABLE" and _BROKEN_CHANNEL.search(message):
         return unreachable(deadline.address, message)
+    if code == "RESOURCE_EXHAUSTED" and _TOO_LARGE.search(message):
+        return InvalidInputError(
+            f"too much for one message to or from the server at {deadline.address}: {message}; send fewer or shorter "
+            "texts at once"
+        )
     return _typed(_GRPC_TO_HTTP.get(code, 500), code, message, deadline, _pushback(error))
 
 

@@ -22,6 +22,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.clients.wire_servers import http_answer, read_request, serving
 
+LARGEST_MESSAGE = 1_000_000  # bytes over gRPC, as a proxy may have it
+
 CONFIG = {
     "name": "bet",
     "max_batch_size": 64,
@@ -138,7 +140,8 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
 @contextlib.contextmanager
 def _over_grpc(script: Script, port: int) -> Iterator[str]:
-    server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+    options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", LARGEST_MESSAGE)]
+    server = grpc.server(ThreadPoolExecutor(4), options=options)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Servicer(script), server)
     bound = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()

@@ -24,7 +24,7 @@ from bet_client.retries import BURST, FIRST_BACKOFF, LONGEST_BACKOFF, SHARE, Ret
 
 import serve
 from tests.clients.conftest import Blocking, Protocol
-from tests.clients.scripted_servers import Broken, Busy, Fault, Script, scripted
+from tests.clients.scripted_servers import LARGEST_MESSAGE, Broken, Busy, Fault, Script, scripted
 
 
 class Clock:
@@ -69,6 +69,18 @@ def ask(kind: Any, protocol: Protocol, clock: Clock) -> Iterator[Callable[..., B
     yield make
     for client in made:
         client.stop()
+
+
+@pytest.mark.parametrize("protocol", ["grpc"])
+def test_what_is_too_large_for_a_message_is_the_callers_to_mend_and_not_sent_again(
+    ask: Any, protocol: Protocol, clock: Clock
+) -> None:
+    script = Script()
+    with scripted(protocol, script) as url:
+        with pytest.raises(InvalidInputError, match=r"larger than max .*send fewer or shorter texts"):
+            ask(url).predict("a" * (LARGEST_MESSAGE + 1))
+        assert not clock.slept
+        assert isinstance(ask(url).predict("hello"), Prediction)
 
 
 @pytest.mark.parametrize("fault", [Busy(), Broken()])
