@@ -8,6 +8,7 @@ are as long, in words, as the texts that they are compared with, so that length 
 from __future__ import annotations
 
 import ast
+import csv
 import gettext
 import importlib.metadata
 import sysconfig
@@ -112,9 +113,11 @@ def _distributions() -> list[importlib.metadata.Distribution]:
 
 
 def _files(distribution: importlib.metadata.Distribution, wanted: Callable[[PurePath], bool]) -> Iterator[str]:
-    for file in distribution.files or ():
-        path = Path(str(file.locate()))
-        if wanted(file) and path.is_file():
+    # Its record, not `distribution.files`: once imported, the package importlib-metadata gives distributions of its own
+    # that look for each of some hundred thousand files first.
+    for name, *_ in csv.reader((distribution.read_text("RECORD") or "").splitlines()):
+        path = Path(str(distribution.locate_file(name)))
+        if wanted(PurePath(name)) and path.is_file():
             yield path.read_text(encoding="utf-8", errors="ignore")
 
 
