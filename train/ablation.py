@@ -21,7 +21,6 @@ from train import metrics
 from train.calibration import LOOSE, fit_posterior
 from train.checkpoint import load_production
 from train.data import reload_corpus
-from train.evidence import crop
 from train.model.bet import BetComponents, BetForSequenceClassification
 from train.model.debiasing import Harmonics, PositionalDebiasing, mean_profile
 from train.model.loss import MDLRegularizedLoss
@@ -29,6 +28,7 @@ from train.model.position import position_features
 from train.model.posterior import Posterior, Predictive
 from train.model.segments import Segments, segment
 from train.prediction import Ids, components_of, pack, token_batches
+from train.stretches import crop
 from train.tokenizer import encode
 from train.unfamiliar import unfamiliar_texts
 from verdict import Report

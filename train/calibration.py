@@ -28,10 +28,11 @@ from train.decision import (
     learn_then_test,
 )
 from train.errors import CalibrationError, CheckpointError
-from train.evidence import EvidenceTables, OutOfFold, crop
+from train.evidence import EvidenceTables, OutOfFold
 from train.model.bet import BetComponents, BetForSequenceClassification
 from train.model.posterior import Posterior
 from train.prediction import Ids, components_of, predict_ids
+from train.stretches import crop
 
 CALIBRATION_FILE = "calibration.json"
 _log = logging.getLogger(__name__)

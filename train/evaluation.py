@@ -25,13 +25,13 @@ from train.checkpoint import Checkpoint, load_production
 from train.data import IMDB, Corpus, Split, load_rows, reload_corpus, snippets_beside
 from train.decision import Decision
 from train.errors import DataError
-from train.evidence import short_length
 from train.figures import draw
 from train.metrics import Floats, Labels
 from train.page import write_page
 from train.prediction import predict_texts
 from train.shift import measure_shift, measure_unfamiliar
 from train.splits import fingerprint
+from train.stretches import short_length, stretch
 from train.unfamiliar import unfamiliar_texts
 from train.wrong_labels import measure_wrong_labels
 from verdict import BUILD_FOLDER, Report
@@ -212,12 +212,8 @@ def _compare_budgets(
 def _cropped(split: Split) -> Split:
     """A short stretch of each text, of 8 to 60 words: what a text of this domain is when most of it is missing."""
     random = np.random.default_rng(0)
-    texts = []
-    for words in (text.split() for text in split.texts):
-        wanted = short_length(random, *_CROP_WORDS)
-        start = int(random.integers(0, max(len(words) - wanted, 0) + 1))
-        texts.append(" ".join(words[start : start + wanted]))
-    return Split(texts, split.labels)
+    stretches = (stretch(text.split(), short_length(random, *_CROP_WORDS), random) for text in split.texts)
+    return Split([" ".join(words) for words in stretches], split.labels)
 
 
 def _held_out(

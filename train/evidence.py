@@ -25,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 
 from train.model.evidence import HASH_FACTORS, HASH_PRIME, HASHED, novelty_of
 from train.model.position import occurrence_weight
+from train.stretches import crop
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -73,20 +74,6 @@ class EvidenceTables:
     whole: OutOfFold  # of the training documents
     crops: OutOfFold  # of one crop of each
     held_out: HeldOut
-
-
-def short_length(random: np.random.Generator, shortest: int = 12, longest: int = 100) -> int:
-    """The length of a short text, in tokens or words: log-uniform between `shortest` and `longest`."""
-    return int(np.exp(random.uniform(np.log(shortest), np.log(longest))))
-
-
-def crop(document: Ids, random: np.random.Generator) -> Ids:
-    """A short text made of a long one: its end.
-
-    A text that was written short says something, and so do most endings; most stretches from anywhere do not, and a
-    model that learns from them comes to doubt every short text (ADR 14).
-    """
-    return document[-short_length(random) :]
 
 
 class Occurrences(NamedTuple):

@@ -21,10 +21,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from train.checkpoint import verify, written_whole
 from train.errors import CheckpointError, TrainError
-from train.evidence import HeldOut, short_length
+from train.evidence import HeldOut
 from train.model.bet import BetForSequenceClassification
 from train.prediction import Ids, pack
 from train.preset import TrainingOptions
+from train.stretches import crop_start, short_length
 from train.temperature import fit_temperature
 from train.tokenizer import UNK_ID
 from train.trainer import AtomicTrainer, optimizer_of, trainer_arguments
@@ -62,7 +63,7 @@ class Stretches(Dataset[dict[str, Any]]):
         length = len(self.documents[row])
         random = np.random.default_rng((self.seed, self.epoch, row))
         if self.crop_share and random.random() < self.crop_share:
-            return max(length - short_length(random), 0), length
+            return crop_start(length, random), length
         start = int(random.integers(0, length - self.window + 1)) if length > self.window else 0
         return start, min(start + self.window, length)
 
@@ -93,6 +94,19 @@ class TrainingTexts(Stretches):
         self.labels, self.held_out, self.blank_share, self.unknown = texts.labels, held_out, blank_share, unknown
         lengths = np.array([len(d) for d in texts.documents])
         self.first = np.cumsum(lengths) - lengths
+
+    @staticmethod
+    def of(texts: Labelled, held_out: HeldOut, options: TrainingOptions, *, unknown: int, seed: int) -> TrainingTexts:
+        """As a preset has them."""
+        return TrainingTexts(
+            texts,
+            held_out,
+            window=options.window,
+            crop_share=options.crop_share,
+            blank_share=options.blank_share,
+            unknown=unknown,
+            seed=seed,
+        )
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         if self.blank_share:
@@ -150,15 +164,7 @@ def train_streams(
     encoder = model.trunk.encoder
     if not options.encoder_rate:
         encoder.requires_grad_(False)
-    texts = TrainingTexts(
-        train,
-        held_out,
-        window=options.window,
-        crop_share=options.crop_share,
-        blank_share=options.blank_share,
-        unknown=model.config.unk_token_id,
-        seed=seed,
-    )
+    texts = TrainingTexts.of(train, held_out, options, unknown=model.config.unk_token_id, seed=seed)
     milestones = Milestones(model, run / MILESTONES)
     trainer = AtomicTrainer(
         model=model,

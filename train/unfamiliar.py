@@ -18,6 +18,8 @@ from pathlib import Path, PurePath
 import numpy as np
 from numpy.typing import NDArray
 
+from train.stretches import stretch
+
 MOST = 400  # texts of a kind
 _LEAST_WORDS = 120  # of a document that is worth cutting from
 _CATALOGUES = ("/usr/share/locale", "/usr/share/vim")
@@ -86,9 +88,7 @@ def _pieces(documents: Iterable[str], lengths: NDArray[np.int64], random: np.ran
     chosen = np.unique(np.linspace(0, len(split) - 1, min(MOST, len(split))).astype(int)) if split else []
     pieces = []
     for index in chosen:
-        words, wanted = split[index], int(random.choice(lengths))
-        start = int(random.integers(0, max(len(words) - wanted, 0) + 1))
-        pieces.append(" ".join(words[start : start + wanted]))
+        pieces.append(" ".join(stretch(split[index], int(random.choice(lengths)), random)))
     return pieces
 
 

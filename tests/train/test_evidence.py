@@ -17,7 +17,6 @@ from train.embedding import ppmi_vectors
 from train.evidence import (
     EvidenceTables,
     contiguous_folds,
-    crop,
     distinct_ngrams,
     fit_evidence,
     ngrams_at_tokens,
@@ -28,6 +27,7 @@ from train.model import BetConfig, BetForSequenceClassification
 from train.model.position import occurrence_weight
 from train.model.posterior import Posterior
 from train.prediction import components_of, token_batches
+from train.stretches import crop
 
 VOCABULARY, SLOTS, UNKNOWN = 60, 512, 1
 

@@ -25,7 +25,6 @@ from train.checkpoint import Checkpoint, load_production
 from train.data import Corpus, reload_corpus, snippets_beside
 from train.errors import CheckpointError
 from train.evaluation import BUDGETS
-from train.evidence import crop
 from train.features import load_evidence
 from train.metrics import Bools
 from train.model.bet import BetForSequenceClassification
@@ -38,6 +37,7 @@ from train.spread.cost import Answering, milliseconds
 from train.spread.members import BatchEnsemble, Distilled
 from train.spread.methods import Constant, DeepEnsemble, GaussianProcess, Laplace, Mahalanobis, MonteCarloDropout
 from train.spread.plain import PlainTransformer
+from train.stretches import crop
 from train.tokenizer import encode
 from train.training import Labelled, TrainingTexts
 from train.unfamiliar import further_texts, unfamiliar_texts
@@ -204,15 +204,8 @@ def _training_texts(checkpoint: Path, first: Checkpoint, corpus: Corpus) -> Trai
     options = _options(first.provenance)
     held_out = load_evidence(checkpoint.resolve().parent).held_out
     labelled = Labelled(documents, corpus.train.labels)
-    return TrainingTexts(
-        labelled,
-        held_out,
-        window=options.window,
-        crop_share=options.crop_share,
-        blank_share=options.blank_share,
-        unknown=first.model.config.unk_token_id,
-        seed=first.provenance["seed"],
-    )
+    unknown = first.model.config.unk_token_id
+    return TrainingTexts.of(labelled, held_out, options, unknown=unknown, seed=first.provenance["seed"])
 
 
 def _measured(name: str, way: Any, texts: Texts) -> Result:
