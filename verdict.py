@@ -14,7 +14,7 @@ import math
 import operator
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ class Report:
         for check in self.checks:
             verdict = {None: "", True: "holds", False: "MISSED"}[check.holds]
             rows.append((check.name, _number(check.value), check.unit, check.target or "", verdict))
-        return _align(rows)
+        return align(rows, numbers=(1,))
 
 
 def read_checks(path: Path) -> list[Check]:
@@ -208,12 +208,14 @@ def _number(value: float | None) -> str:
     return f"{value:.1e}"
 
 
-def _align(rows: Iterable[tuple[str, ...]]) -> str:
+def align(rows: Iterable[tuple[str, ...]], *, numbers: Container[int] = ()) -> str:
+    """Rows as lines of text; the columns `numbers` stand at the right of theirs."""
     lines = list(rows)
     widths = [max(len(row[column]) for row in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(
-            cell.rjust(w) if i == 1 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(width) if column in numbers else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in lines
     )

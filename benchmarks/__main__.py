@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import verdict
-from benchmarks.compare_command import add_compare, add_packed, log_to_stderr
+from benchmarks.command_line import add_command, fresh_folder, log_to_stderr, say
+from benchmarks.compare_command import add_compare, add_packed
 from benchmarks.errors import BenchmarkError, UsageError
 from benchmarks.objective import SLO_FOLDER, read_slo
 from benchmarks.settings import DEFAULT_URLS, LoadSettings
@@ -63,24 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     defaults = LoadSettings(DEFAULT_URLS["grpc"])
-    form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure a server, alone or beside others, and judge it.",
         epilog=_EXAMPLES,
-        formatter_class=form,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    load = commands.add_parser(
+    load = add_command(
+        commands,
         "load",
-        help="users with real texts, every answer checked, latencies judged against targets",
-        description=(
+        "users with real texts, every answer checked, latencies judged against targets",
+        (
             "Ask a running server as its users do: real texts of real lengths at a fixed rate, every answer compared "
             "with the one that was given alone, latency counted from the moment at which each request was due. Writes "
             "build/load/report.json, report.html and Locust's own locust.html."
         ),
-        epilog=_EXAMPLES,
-        formatter_class=form,
+        _EXAMPLES,
     )
     load.add_argument("--url", help="host:port (default: localhost:8001 for grpc, localhost:8000 for http)")
     load.add_argument("--protocol", default=defaults.protocol, help="grpc or http (default: grpc)")
@@ -128,15 +127,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_minilm(commands: Any) -> None:
-    minilm: argparse.ArgumentParser = commands.add_parser(
+    minilm = add_command(
+        commands,
         "minilm",
-        help="make the checkpoint of the comparison: MiniLM with a head for reviews",
-        description=(
+        "make the checkpoint of the comparison: MiniLM with a head for reviews",
+        (
             "Fine-tune the upper layers of all-MiniLM-L6-v2 on IMDB reviews (two minutes on two cores) and write "
             "model/, calibration.csv and held_out.csv into OUTPUT."
         ),
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _EXAMPLES,
     )
     minilm.add_argument("output", type=Path, metavar="OUTPUT")
     minilm.add_argument(
@@ -172,9 +171,7 @@ def _load(options: argparse.Namespace) -> int:
     )
     slo = read_slo(options.slo)
     texts = load_texts(options.texts, seed=settings.seed)
-    folder = verdict.BUILD_FOLDER / "load"
-    for name in ("report.json", "report.html", "locust.html"):
-        (folder / name).unlink(missing_ok=True)  # an old report must not pass for this run's
+    folder = fresh_folder("load", "report.html", "locust.html")
 
     _become_cooperative()
     # After the line above, and not for `--help`: these import Locust and the clients.
@@ -182,7 +179,7 @@ def _load(options: argparse.Namespace) -> int:
     from benchmarks.load import run_load  # noqa: PLC0415
     from benchmarks.page import render  # noqa: PLC0415
 
-    outcome = run_load(settings, texts, lambda line: print(line, file=sys.stderr, flush=True))
+    outcome = run_load(settings, texts, say)
     judgement = judge(settings, texts, slo, outcome)
     path = judgement.report.write(folder)
     path.with_name("report.html").write_text(render(judgement, outcome), encoding="utf-8")

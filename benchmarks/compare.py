@@ -12,6 +12,7 @@ PyTorch's, so that nobody wins by answering something else.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,9 @@ from benchmarks.errors import ServerError
 from benchmarks.peers.environment import installed_versions
 from benchmarks.peers.reference import Exported, Reference, read_labelled
 from benchmarks.peers.right_answers import RightAnswers, exact_texts
-from benchmarks.peers.systems import OURS, PEERS, Peer, Running, Setting, in_process_rate, ours, peer
-from benchmarks.turns import Turn, take_turn
+from benchmarks.peers.systems import OURS, PEERS, Peer, Running, Setting, ours, peer
+from benchmarks.peers.workers import started_workers
+from benchmarks.turns import Turn, in_turn, take_turn
 from serve import ServeError
 
 Say = Callable[[str], None]
@@ -167,11 +169,10 @@ class _Comparison:
                     running |= {(system.name, n): started for n in self.settings.lengths if chosen[n] == setting}
             names = [OURS, *(system.name for system in PEERS)]
             for number in range(1, self.settings.rounds + 1):
-                first = number % len(names)
                 for length in self.settings.lengths:
                     turn = [
                         self._ask(running[name, length], length, number, self.settings.seconds)
-                        for name in (*names[first:], *names[:first])
+                        for name in in_turn(names, number)
                     ]
                     rates = ", ".join(f"{cell.system} {cell.throughput:.1f}" for cell in turn)
                     wrong = sum(cell.turn.wrong for cell in turn)
@@ -187,12 +188,11 @@ class _Comparison:
     def in_process(self, system: Peer, chosen: dict[int, Setting]) -> dict[int, float]:
         """Texts per second of a peer without HTTP, by length."""
         rates = {}
+        arguments = ("in_process.py", system.application, str(_CHOOSING_SECONDS))
         for length, setting in chosen.items():
-            texts = self.questions[length].texts
-            seconds = _CHOOSING_SECONDS
-            rates[length] = in_process_rate(
-                system, setting, self.python, self.settings.checkpoint, texts=texts, seconds=seconds
-            )
+            with started_workers(system.name, setting, self.python, self.settings.checkpoint, arguments) as workers:
+                workers.exchange(json.dumps(self.questions[length].texts))  # all are ready
+                rates[length] = sum(map(int, workers.exchange(""))) / _CHOOSING_SECONDS
             self.say(f"in process: {system.name} {setting} at {length} tokens: {rates[length]:.1f} texts/s")
         return rates
 

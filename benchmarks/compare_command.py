@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import verdict
+from benchmarks.command_line import (
+    add_command,
+    add_output,
+    add_served,
+    finish,
+    fresh_folder,
+    log_to_stderr,
+    say,
+)
 from benchmarks.compare_settings import CompareSettings, GraphSettings, PackedSettings
 from benchmarks.errors import UsageError
 from benchmarks.texts import LONG_ENOUGH_OF, SAMPLE_SIZE, load_texts
@@ -20,10 +26,11 @@ _ONLY_WITH_CHECKPOINT = ("lengths", "held_out")
 def add_compare(commands: Any, examples: str) -> None:
     """Add the command."""
     graph = GraphSettings()
-    compare: argparse.ArgumentParser = commands.add_parser(
+    compare = add_command(
+        commands,
         "compare",
-        help="our server beside what a team would write itself, on this machine",
-        description=(
+        "our server beside what a team would write itself, on this machine",
+        (
             "Without --checkpoint: the graph that NAME serves, run by our server, by FastAPI with ONNX Runtime (the "
             "best of sync and async, one worker and one for each core), and by ONNX Runtime in process, the ceiling. "
             "With it: one Hugging Face checkpoint, served by our repository, by transformers and by optimum's ONNX "
@@ -31,14 +38,12 @@ def add_compare(commands: Any, examples: str) -> None:
             "every answer is checked. Writes build/compare/report.json. The first run installs the peers into "
             "build/peers."
         ),
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples,
     )
-    compare.add_argument("--model", default=graph.model, metavar="NAME", help="the ensemble (default: %(default)s)")
+    add_served(compare, model=graph.model, repository=graph.repository)
     compare.add_argument(
         "--checkpoint", type=Path, metavar="DIR", help="the Hugging Face folder that NAME was exported from"
     )
-    compare.add_argument("--repository", type=Path, default=graph.repository, metavar="DIR")
     compare.add_argument(
         "--lengths", type=_lengths, metavar="N,N", help="in tokens, with --checkpoint (default: 16,64,128,256)"
     )
@@ -56,46 +61,30 @@ def add_compare(commands: Any, examples: str) -> None:
     compare.add_argument(
         "--held-out", type=Path, metavar="FILE.csv", help="text,label: compare the accuracy, with --checkpoint"
     )
-    compare.add_argument("--texts", type=Path, metavar="FILE", help="as for load (default: IMDB reviews)")
-    compare.add_argument("--report-only", action="store_true", help="exit 0 though a check does not hold")
-    compare.add_argument("--json", action="store_true", help="print the report as JSON instead of the tables")
+    add_output(compare, instead_of="the tables")
     compare.set_defaults(run=_compare)
 
 
 def add_packed(commands: Any, examples: str) -> None:
     """Add the command."""
     defaults = PackedSettings()
-    packed: argparse.ArgumentParser = commands.add_parser(
+    packed = add_command(
+        commands,
         "packed",
-        help="one graph on joined texts of real lengths: packed, and padded to the longest",
-        description=(
+        "one graph on joined texts of real lengths: packed, and padded to the longest",
+        (
             "Execute the graph that NAME serves on batches of real texts, end to end and padded to the longest text of "
             "each batch, in turns in this process; tokens/s of both. Writes build/packed/report.json."
         ),
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples,
     )
-    packed.add_argument("--model", default=defaults.model, metavar="NAME", help="the ensemble (default: %(default)s)")
-    packed.add_argument("--repository", type=Path, default=defaults.repository, metavar="DIR")
+    add_served(packed, model=defaults.model, repository=defaults.repository)
     packed.add_argument("--rows", type=int, default=defaults.rows, help="texts in a batch (default: %(default)s)")
     packed.add_argument("--batches", type=int, default=defaults.batches, help="default: %(default)s")
     packed.add_argument("--rounds", type=int, default=defaults.rounds, help="default: %(default)s")
     packed.add_argument("--threads", type=int, default=defaults.threads, help="of ONNX Runtime (default: %(default)s)")
-    packed.add_argument("--texts", type=Path, metavar="FILE", help="as for load (default: IMDB reviews)")
-    packed.add_argument("--report-only", action="store_true", help="exit 0 though a check does not hold")
-    packed.add_argument("--json", action="store_true", help="print the report as JSON instead of the table")
+    add_output(packed)
     packed.set_defaults(run=_packed)
-
-
-def log_to_stderr() -> None:
-    """What the package tells of its progress, on stderr."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("benchmarks").setLevel(logging.INFO)
-
-
-def say(line: str) -> None:
-    """A line of progress on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _lengths(text: str) -> tuple[int, ...]:
@@ -105,7 +94,7 @@ def _lengths(text: str) -> tuple[int, ...]:
 def _compare(options: argparse.Namespace) -> int:
     log_to_stderr()
     report, tables = (_same_graph if options.checkpoint is None else _checkpoint)(options)
-    return _finish(options, report, f"{tables}\n\n{report.table()}\n")
+    return finish(options, report, f"{tables}\n\n{report.table()}\n")
 
 
 def _packed(options: argparse.Namespace) -> int:
@@ -119,25 +108,15 @@ def _packed(options: argparse.Namespace) -> int:
         rounds=options.rounds,
         threads=options.threads,
     )
-    _forget_last_report("packed")
+    fresh_folder("packed")
     texts = load_texts(options.texts, sample=LONG_ENOUGH_OF).texts
     report = judge_packed(settings, measure_packed(settings, texts, say))
-    return _finish(options, report, report.table())
-
-
-def _finish(options: argparse.Namespace, report: verdict.Report, shown: str) -> int:
-    path = report.write()
-    print(json.dumps(report.as_dict(), indent=2) if options.json else f"{shown}\nreport: {path}")
-    return report.exit_status(report_only=options.report_only)
+    return finish(options, report, report.table())
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The options that were given; the others are the settings' own defaults."""
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-
-
-def _forget_last_report(command: str) -> None:
-    (verdict.BUILD_FOLDER / command / "report.json").unlink(missing_ok=True)  # it must not pass for this run's
 
 
 def _same_graph(options: argparse.Namespace) -> tuple[verdict.Report, str]:
@@ -157,7 +136,7 @@ def _same_graph(options: argparse.Namespace) -> tuple[verdict.Report, str]:
         rounds=options.rounds,
         **_given(options, "callers", "tolerance"),
     )
-    _forget_last_report("compare")
+    fresh_folder("compare")
     exact = load_texts(options.texts, sample=LONG_ENOUGH_OF)
     whole = load_texts(options.texts, sample=SAMPLE_SIZE)
     python = peer_python(verdict.BUILD_FOLDER / "peers", ONNX_REQUIREMENTS)
@@ -178,7 +157,7 @@ def _checkpoint(options: argparse.Namespace) -> tuple[verdict.Report, str]:
         rounds=options.rounds,
         **_given(options, "lengths", "callers", "tolerance"),
     )
-    _forget_last_report("compare")
+    fresh_folder("compare")
     texts = load_texts(options.texts, sample=LONG_ENOUGH_OF)
     python = peer_python(verdict.BUILD_FOLDER / "peers")
     outcome = compare(settings, texts.texts, python, options.held_out, say)

@@ -12,7 +12,7 @@ from benchmarks.compare_settings import CompareSettings
 from benchmarks.peers.systems import OURS, PEERS
 from benchmarks.samples import percentile
 from benchmarks.spread import Spread
-from verdict import Report
+from verdict import Report, align
 
 PUBLISHED = {
     "what": "HF Infinity, DistilBERT, 2 cores of an Intel Ice Lake processor, as published; not run here",
@@ -121,10 +121,7 @@ def table(settings: CompareSettings, outcome: Outcome) -> str:
                 f"{100 * row['generator_cpu']:.0f} %",
             )
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return align(lines)
 
 
 def _cells(cells: Sequence[Cell], system: str, length: int) -> list[Cell]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.errors import UsageError
+from benchmarks.faults_of_settings import below_one, not_above_zero, refuse
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,9 @@ class CompareSettings:
         faults = []
         if not self.lengths or min(self.lengths) < 3 or len(set(self.lengths)) < len(self.lengths):
             faults.append(f"lengths are {', '.join(map(str, self.lengths))}, write different ones of 3 tokens or more")
-        for name in ("callers", "rounds"):
-            if getattr(self, name) < 1:
-                faults.append(f"{name} is {getattr(self, name)}, at least 1 is needed")
-        if not 0 < self.seconds < float("inf"):
-            faults.append(f"seconds is {self.seconds}, write seconds above 0")
-        if faults:
-            raise UsageError("; ".join(faults))
+        faults += below_one(self, "callers", "rounds")
+        faults += not_above_zero(self, "seconds")
+        refuse(faults)
 
 
 @dataclass(frozen=True)
@@ -86,17 +82,11 @@ class GraphSettings:
     texts: int = 48
 
     def __post_init__(self) -> None:
-        faults = []
-        for name in ("short_tokens", "long_tokens", "callers", "rounds", "texts"):
-            if getattr(self, name) < 1:
-                faults.append(f"{name.replace('_', '-')} is {getattr(self, name)}, at least 1 is needed")
+        faults = below_one(self, "short_tokens", "long_tokens", "callers", "rounds", "texts")
         if 1 not in self.joined or min(self.joined) < 1:
             faults.append(f"joined is {self.joined}, write 1 and larger numbers of texts")
-        for name in ("seconds", "choosing"):
-            if not 0 < getattr(self, name) < float("inf"):
-                faults.append(f"{name} is {getattr(self, name)}, write seconds above 0")
-        if faults:
-            raise UsageError("; ".join(faults))
+        faults += not_above_zero(self, "seconds", "choosing")
+        refuse(faults)
 
 
 @dataclass(frozen=True)
@@ -127,12 +117,7 @@ class PackedSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        faults = [
-            f"{name.replace('_', '-')} is {getattr(self, name)}, at least 1 is needed"
-            for name in ("rows", "batches", "rounds", "threads", "short_tokens", "short_repeats")
-            if getattr(self, name) < 1
-        ]
+        faults = below_one(self, "rows", "batches", "rounds", "threads", "short_tokens", "short_repeats")
         if not self.short_batches or min(self.short_batches) < 1:
             faults.append(f"short-batches are {self.short_batches}, write numbers of texts from 1 on")
-        if faults:
-            raise UsageError("; ".join(faults))
+        refuse(faults)

@@ -7,7 +7,7 @@ was sent, the server went away, or the generator had no processor time left, so 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import verdict
 from benchmarks.objective import UNITS, Slo
@@ -94,7 +94,8 @@ def judge(settings: LoadSettings, texts: Texts, slo: Slo, outcome: Outcome) -> J
         "load": dataclasses.asdict(settings),
         "texts": {**texts.summary(), **outcome.tokens},
         "slo": {"source": slo.source, "targets": dict(slo.targets)},
-        **_course(outcome),
+        **measured.details(outcome.messages),
+        "triton": dataclasses.asdict(triton) if triton else None,
     }
     broken = not outcome.server_alive or measured.wrong_answers > 0 or not _answered(outcome)
     return Judgement(report, standing, problems, broken)
@@ -130,18 +131,3 @@ def _problems(settings: LoadSettings, outcome: Outcome, offered: float | None) -
     if measured.wrong_answers:
         missed.append(f"{measured.wrong_answers} answers differ from the ones given alone")
     return invalid, missed
-
-
-def _course(outcome: Outcome) -> dict[str, Any]:
-    """Latencies, failures, Triton's counters and the course of the run, for the JSON file."""
-    measured = outcome.measured
-    shares = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p99_9": 0.999, "max": 1.0}
-    return {
-        "latency_ms": {name: percentile(measured.latencies, share) for name, share in shares.items()},
-        "failures": {
-            fault: {"count": count, "first_message": outcome.messages[fault]}
-            for fault, count in measured.faults.most_common()
-        },
-        "triton": dataclasses.asdict(outcome.triton) if outcome.triton else None,
-        "seconds": [dataclasses.asdict(second) for second in measured.by_second()],
-    }

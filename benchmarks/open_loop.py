@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 
 from benchmarks.arrivals import Arrival
 from benchmarks.connections import accepted
-from benchmarks.errors import ServerError, UsageError
+from benchmarks.errors import ServerError
+from benchmarks.faults_of_settings import below_zero, not_above_zero, refuse
 from benchmarks.judgement import CPU_LIMIT, OFFERED_LIMIT
 from benchmarks.open_loop_worker import LOST, UNANSWERED, WAITING, Part, Seen, work
 from benchmarks.samples import NO_ANSWER, UNSENT, Measured, Sample, percentile
@@ -71,13 +72,9 @@ class OpenLoad:
                 f"{self.connections} connections of {self.processes} processes: at least one process, and a connection "
                 "for each, are needed"
             )
-        for name in ("rate", "seconds", "patience", "report_every"):
-            if not 0 < getattr(self, name) < float("inf"):
-                faults.append(f"{name.replace('_', '-')} is {getattr(self, name)}, write a number above 0")
-        if not 0 <= self.warm_up < float("inf"):
-            faults.append(f"warm-up is {self.warm_up}, write seconds, 0 for none")
-        if faults:
-            raise UsageError("; ".join(faults))
+        faults += not_above_zero(self, "rate", "seconds", "patience", "report_every", write="a number above 0")
+        faults += below_zero(self, "warm_up")
+        refuse(faults)
 
     def parts(self) -> list[Part]:
         """What each generator process does."""

@@ -98,17 +98,12 @@ def judge_overload(settings: OverloadSettings, outcome: OverloadOutcome) -> Repo
 def describe(run: OpenRun) -> dict[str, Any]:
     """An open run for the JSON file: latencies of all answers, failures, the load itself, and its course."""
     measured = run.measured
-    shares = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p99_9": 0.999, "max": 1.0}
     return {
         "invalid": list(run.invalid),
-        "latency_ms": {name: percentile(measured.latencies, share) for name, share in shares.items()},
-        "failures": {
-            kind: {"count": count, "first_message": run.messages.get(kind)} for kind, count in measured.faults.items()
-        },
+        **measured.details(run.messages),
         "connections": run.connections,
         "generator_cpu": run.generator_cpu,
         "generator_delay_p95_ms": percentile(measured.own_delays, 0.95),
-        "seconds": [dataclasses.asdict(second) for second in measured.by_second()],
     }
 
 

@@ -27,6 +27,7 @@ from benchmarks.peers.exported import exported_folder
 from benchmarks.peers.onnx_classifier import FILL, Classifier
 from benchmarks.peers.right_answers import exact_texts
 from benchmarks.spread import Spread
+from benchmarks.turns import in_turn
 from verdict import Report
 
 Say = Callable[[str], None]
@@ -81,10 +82,9 @@ def measure_packed(settings: PackedSettings, texts: Sequence[str], say: Say) -> 
     times: dict[int, list[float]] = {count: [] for count in settings.short_batches}
     forms = dict(zip(FORMS, (pack, fill, pad), strict=True))
     for number in range(settings.rounds):
-        first = number % len(FORMS)
         total = dict.fromkeys(FORMS, 0.0)
         for batch in batches:
-            for name in (*FORMS[first:], *FORMS[:first]):
+            for name in in_turn(FORMS, number):
                 total[name] += _execute(classifier, *forms[name](batch))
         for name in FORMS:
             seconds[name].append(total[name])

@@ -1,4 +1,4 @@
-"""Processor time: of a process with its children, and of everything on this machine."""
+"""Processes of this machine: one with its children, and what time they and everything else have had."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import contextlib
 import psutil
 
 
+def tree(root: int) -> list[psutil.Process]:
+    """A process and its living children; empty where it has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(root)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
 def tree_seconds(root: int) -> float:
     """Processor seconds of a process and of its living children so far; 0 where it has ended."""
     total = 0.0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(root)
-        for one in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = one.cpu_times()
-                total += times.user + times.system
+    for process in tree(root):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
     return total
 
 

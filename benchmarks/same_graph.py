@@ -21,14 +21,14 @@ import numpy as np
 
 from benchmarks.compare_settings import GraphSettings
 from benchmarks.errors import ServerError, TextsError
-from benchmarks.peers.ceiling import Ceiling, started_ceiling
+from benchmarks.peers.ceiling import Ceiling, CeilingTurn, started_ceiling
 from benchmarks.peers.environment import installed_versions
 from benchmarks.peers.exported import exported_folder
 from benchmarks.peers.onnx_classifier import Classifier
 from benchmarks.peers.right_answers import RightAnswers, exact_texts
 from benchmarks.peers.systems import OURS, Peer, Running, Setting, ours, peer, processors
 from benchmarks.samples import percentile
-from benchmarks.turns import take_turn
+from benchmarks.turns import Turn, in_turn, take_turn
 from serve import ServeError
 
 Say = Callable[[str], None]
@@ -196,9 +196,7 @@ class _Comparison:
             turns = {group: self._turns(tried, group, own, fastapi, ceiling) for group in GROUPS}
             for number in range(1, self.settings.rounds + 1):
                 for group in GROUPS:
-                    first = number % len(turns[group])
-                    for turn in (*turns[group][first:], *turns[group][:first]):
-                        figures.append(turn(number))
+                    figures += [turn(number) for turn in in_turn(turns[group], number)]
                     self.say(f"round {number}, {group}: {_rates(figures, group, number)} requests/s")
         return figures
 
@@ -252,42 +250,12 @@ class _Comparison:
             warm_up=self.settings.warm_up,
             tolerance=self.settings.tolerance,
         )
-        latencies = sorted(turn.latencies)
-        return Figure(
-            name,
-            setting,
-            group,
-            number,
-            turn.throughput,
-            percentile(latencies, 0.50) or 0.0,
-            percentile(latencies, 0.99) or 0.0,
-            len(latencies),
-            turn.wrong,
-            turn.faults,
-            turn.largest_difference,
-            turn.generator_cpu,
-            turn.other_cpu,
-        )
+        return _figure(name, setting, group, number, turn)
 
     def _execute(self, name: str, arrangement: Arrangement, ceiling: Ceiling, group: str, number: int) -> Figure:
         seconds = self.settings.seconds if number else self.settings.choosing
         turn = ceiling.turn(group, arrangement.joined, seconds, self.settings.tolerance)
-        latencies = sorted(turn.latencies)
-        return Figure(
-            name,
-            str(arrangement),
-            group,
-            number,
-            turn.throughput,
-            percentile(latencies, 0.50) or 0.0,
-            percentile(latencies, 0.99) or 0.0,
-            turn.right,
-            turn.wrong,
-            ("another answer than alone",) if turn.wrong else (),
-            turn.largest_difference,
-            0.0,
-            turn.other_cpu,
-        )
+        return _figure(name, str(arrangement), group, number, turn)
 
     def _in_process(self, setting: Setting) -> contextlib.AbstractContextManager[Ceiling]:
         groups = {name: (group.texts, group.right) for name, group in self.groups.items()}
@@ -299,6 +267,25 @@ class _Comparison:
             f"p50 {figure.p50:.2f} ms"
         )
         return figure
+
+
+def _figure(name: str, setting: str, group: str, number: int, turn: Turn | CeilingTurn) -> Figure:
+    latencies = sorted(turn.latencies)
+    return Figure(
+        name,
+        setting,
+        group,
+        number,
+        turn.throughput,
+        percentile(latencies, 0.50) or 0.0,
+        percentile(latencies, 0.99) or 0.0,
+        turn.right,
+        turn.wrong,
+        turn.faults,
+        turn.largest_difference,
+        turn.generator_cpu,
+        turn.other_cpu,
+    )
 
 
 def _rates(figures: Sequence[Figure], group: str, number: int) -> str:

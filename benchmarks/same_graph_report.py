@@ -12,7 +12,7 @@ from benchmarks.compare_settings import GraphSettings
 from benchmarks.peers.systems import OURS
 from benchmarks.same_graph import ALONE, FASTAPI, GROUPS, IN_PROCESS, ONE_BY_ONE, Figure, GraphOutcome
 from benchmarks.spread import Spread
-from verdict import Report
+from verdict import Report, align
 
 # The targets of the project; how each came about is in docs/adr/0019-measuring-under-load.md.
 RATIO = {"short": ">= 1.6", "mixed": ">= 1.35", "long": ">= 1.3"}
@@ -108,10 +108,7 @@ def table_same_graph(outcome: GraphOutcome) -> str:
     for row in rows(outcome.figures):
         spreads = (str(Spread(**row[name])) for name in ("throughput", "p50", "p99"))
         lines.append((row["group"], row["system"], row["setting"], *spreads, f"{100 * row['generator_cpu']:.0f} %"))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return align(lines)
 
 
 def _spread(figures: Sequence[Figure], name: str, group: str) -> Spread:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 WRONG_ANSWER = "WrongAnswer"
 NO_ANSWER = "NoAnswer"
 UNSENT = "Unsent"
+
+_SHARES = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "p99_9": 0.999, "max": 1.0}
 
 
 class Sample(NamedTuple):
@@ -87,12 +90,12 @@ class Measured:
         chosen = sorted(within, key=lambda sample: sample.intended)
         return cls(tuple(chosen), start, duration)
 
-    @property
+    @cached_property
     def sent(self) -> list[Sample]:
         """The requests that left."""
         return [s for s in self.samples if s.fault != UNSENT]
 
-    @property
+    @cached_property
     def faults(self) -> Counter[str]:
         """Number of failed requests by kind, wrong answers among them."""
         return Counter(s.fault for s in self.samples if s.fault is not None and s.fault != UNSENT)
@@ -119,12 +122,12 @@ class Measured:
         end = self.start + self.duration
         return sum(s.fault is None and s.finished < end for s in self.samples) / self.duration
 
-    @property
+    @cached_property
     def latencies(self) -> list[float]:
         """Ascending milliseconds of the answers, and of what was never sent (it would flatter to leave it out)."""
         return sorted(1000 * s.latency for s in self.samples if s.fault in (None, WRONG_ANSWER, UNSENT))
 
-    @property
+    @cached_property
     def own_delays(self) -> list[float]:
         """Ascending milliseconds by which the generator was late of itself."""
         return sorted(1000 * s.own_delay for s in self.sent)
@@ -156,3 +159,13 @@ class Measured:
                 )
             )
         return course
+
+    def details(self, messages: Mapping[str, str]) -> dict[str, Any]:
+        """Latencies, failures with the first message of each kind, and the course, for the JSON file."""
+        return {
+            "latency_ms": {name: percentile(self.latencies, share) for name, share in _SHARES.items()},
+            "failures": {
+                kind: {"count": count, "first_message": messages.get(kind)} for kind, count in self.faults.most_common()
+            },
+            "seconds": [asdict(second) for second in self.by_second()],
+        }

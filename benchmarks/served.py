@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 import serve
 from benchmarks.closed_loop import run_closed_loop
 from benchmarks.ensemble import Questions
@@ -18,6 +16,7 @@ from benchmarks.open_loop import TIMELY
 from benchmarks.peers.exported import exported_folder
 from benchmarks.peers.right_answers import exact_texts
 from benchmarks.samples import WRONG_ANSWER
+from train.tokenizer import load_tokenizer
 
 _CALLERS = (16, 32, 64, 128)
 _START_SECONDS = 300.0
@@ -63,10 +62,7 @@ def serve_texts(repository: Path, model: str, texts: Sequence[str], connections:
 def beginnings(repository: Path, model: str, texts: Sequence[str], tokens: int, count: int) -> list[str]:
     """Beginnings of real texts with exactly so many tokens of the version that `model` serves."""
     with exported_folder(repository, model) as folder:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        return exact_texts(tokenizer, texts, tokens, count)
+        return exact_texts(load_tokenizer(folder), texts, tokens, count)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
-from benchmarks.errors import UsageError
+from benchmarks.faults_of_settings import below_one, below_zero, not_above_zero, refuse
 
 Protocol = Literal["grpc", "http"]
 
@@ -52,21 +52,17 @@ class LoadSettings:
             )
         if not self.model:
             faults.append("model is empty, write the name of the ensemble such as bet")
-        if self.users < 1:
-            faults.append(f"users is {self.users}, at least 1 is needed")
+        faults += below_one(self, "users")
         if not 0 <= self.rate < float("inf"):
             faults.append(f"rate is {self.rate}, write requests/s, or 0 for a closed loop")
-        if not 0 < self.duration < float("inf"):
-            faults.append(f"duration is {self.duration}, write seconds above 0")
-        if not 0 <= self.warm_up < float("inf"):
-            faults.append(f"warm-up is {self.warm_up}, write seconds, 0 for none")
+        faults += not_above_zero(self, "duration")
+        faults += below_zero(self, "warm_up")
         if not faults and 0 < self.rate * self.duration < self.users:
             faults.append(
                 f"{self.users} users at {self.rate:g} requests/s for {self.duration:g} s would not ask once each: "
                 "use fewer users, a higher rate or a longer duration"
             )
-        if faults:
-            raise UsageError("; ".join(faults))
+        refuse(faults)
 
     @property
     def port(self) -> int:

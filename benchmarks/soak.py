@@ -22,10 +22,12 @@ import psutil
 
 from benchmarks.judgement import CPU_LIMIT
 from benchmarks.open_loop import LATE, OpenLoad, OpenRun, run_open_loop
+from benchmarks.processes import tree
 from benchmarks.samples import Measured, Sample, percentile
 from benchmarks.served import Peak, Served, find_peak
 from benchmarks.under_load_settings import FEWEST, SoakSettings
 from serve.leftovers import SHARED_MEMORY
+from serve.plan import shm_prefix
 from verdict import Report
 
 Say = Callable[[str], None]
@@ -155,14 +157,12 @@ class IntervalWriter:
 def memory_of(pid: int, token: str) -> dict[str, int]:
     """Resident memory of a server's processes and its files in shared memory; zeros where it has gone."""
     rss = processes = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        for process in (root, *root.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                rss += process.memory_info().rss
-                processes += 1
+    for process in tree(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rss += process.memory_info().rss
+            processes += 1
     sizes = []
-    for file in SHARED_MEMORY.glob(f"bet_{token}_*"):
+    for file in SHARED_MEMORY.glob(f"{shm_prefix(token)}*"):
         with contextlib.suppress(FileNotFoundError):
             sizes.append(file.stat().st_size)
     return {"rss": rss, "processes": processes, "shared_files": len(sizes), "shared_bytes": sum(sizes)}

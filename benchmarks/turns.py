@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from benchmarks.closed_loop import run_closed_loop
 from benchmarks.errors import PeerError
 from benchmarks.peers.right_answers import RightAnswers
 from benchmarks.peers.systems import Running
-from benchmarks.processor_time import busy_seconds
+from benchmarks.processes import busy_seconds
 
+Item = TypeVar("Item")
 _FAULTS_KEPT = 5
 
 
@@ -37,9 +39,20 @@ class Turn:
     other_cpu: float
 
     @property
+    def right(self) -> int:
+        """Right answers of the measured part."""
+        return len(self.latencies)
+
+    @property
     def throughput(self) -> float:
         """Right answers per second."""
-        return len(self.latencies) / self.seconds
+        return self.right / self.seconds
+
+
+def in_turn(items: Sequence[Item], number: int) -> tuple[Item, ...]:
+    """All items, round `number` beginning with another than the round before."""
+    first = number % len(items)
+    return (*items[first:], *items[:first])
 
 
 def take_turn(

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import verdict
-from benchmarks.compare_command import log_to_stderr, say
+from benchmarks.command_line import (
+    add_command,
+    add_output,
+    add_served,
+    finish,
+    fresh_folder,
+    log_to_stderr,
+    say,
+)
 from benchmarks.objective import SLO_FOLDER, read_slo
 from benchmarks.texts import LONG_ENOUGH_OF, load_texts
 from benchmarks.under_load_settings import OverloadSettings, SoakSettings
@@ -25,7 +32,7 @@ _TEXTS = 48
 def add_under_load(commands: Any, examples: str) -> None:
     """Add the three commands."""
     over, long = OverloadSettings(), SoakSettings()
-    command = _command(
+    command = add_command(
         commands,
         "connections",
         "a rate of requests on many connections, counted where the server holds them",
@@ -42,7 +49,7 @@ def add_under_load(commands: Any, examples: str) -> None:
     _add_common(command, processes=2)
     command.set_defaults(run=_connections)
 
-    command = _command(
+    command = add_command(
         commands,
         "overload",
         "multiples of what a server can answer: goodput, refusals, hangs",
@@ -66,7 +73,7 @@ def add_under_load(commands: Any, examples: str) -> None:
     _add_common(command, processes=over.processes)
     command.set_defaults(run=_overload)
 
-    command = _command(
+    command = add_command(
         commands,
         "soak",
         "hours at a share of the peak: does memory or latency grow?",
@@ -88,24 +95,10 @@ def add_under_load(commands: Any, examples: str) -> None:
     command.set_defaults(run=_soak)
 
 
-def _command(commands: Any, name: str, short: str, description: str, examples: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=short,
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return command
-
-
 def _add_common(command: argparse.ArgumentParser, *, processes: int) -> None:
-    command.add_argument("--model", default="bet", metavar="NAME", help="the ensemble (default: %(default)s)")
-    command.add_argument("--repository", type=Path, default=Path("model_repository"), metavar="DIR")
+    add_served(command, model="bet", repository=Path("model_repository"))
     command.add_argument("--processes", type=int, default=processes, help="generators (default: %(default)s)")
-    command.add_argument("--texts", type=Path, metavar="FILE", help="as for load (default: IMDB reviews)")
-    command.add_argument("--report-only", action="store_true", help="exit 0 though a check does not hold")
-    command.add_argument("--json", action="store_true", help="print the report as JSON instead of the table")
+    add_output(command)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -136,12 +129,14 @@ def _connections(options: argparse.Namespace) -> int:
         arrival=options.arrival,
         processes=options.processes,
     )
-    _forget("connections")
+    log_to_stderr()
+    fresh_folder("connections")
     with serve_texts(options.repository, options.model, _texts(options), options.connections) as served:
         load = dataclasses.replace(load, port=served.port)
         outcome = hold_connections(load, served)
     report = judge_connections(load, outcome)
-    return _finish(options, report, broken([outcome.run], server_alive=outcome.server_alive), outcome.run.invalid)
+    shown = _shown(report, outcome.run.invalid)
+    return finish(options, report, shown, broken=broken([outcome.run], server_alive=outcome.server_alive))
 
 
 def _overload(options: argparse.Namespace) -> int:
@@ -157,13 +152,14 @@ def _overload(options: argparse.Namespace) -> int:
         processes=options.processes,
         latency_p99=read_slo(options.slo).targets.get("latency_p99"),
     )
-    _forget("overload")
+    log_to_stderr()
+    fresh_folder("overload")
     with serve_texts(options.repository, options.model, _texts(options), options.connections) as served:
         outcome = overload(settings, served, say)
     runs = list(outcome.runs.values())
     invalid = [f"{factor:g}x: {reason}" for factor, run in outcome.runs.items() for reason in run.invalid]
     report = judge_overload(settings, outcome)
-    return _finish(options, report, broken(runs, server_alive=outcome.server_alive), invalid)
+    return finish(options, report, _shown(report, invalid), broken=broken(runs, server_alive=outcome.server_alive))
 
 
 def _soak(options: argparse.Namespace) -> int:
@@ -178,31 +174,14 @@ def _soak(options: argparse.Namespace) -> int:
         connections=options.connections,
         processes=options.processes,
     )
-    folder = _forget("soak")
+    log_to_stderr()
+    folder = fresh_folder("soak")
     with serve_texts(options.repository, options.model, _texts(options), options.connections) as served:
         outcome = soak(settings, served, folder / "intervals.jsonl", say)
     report = judge_soak(settings, outcome)
     broken = not outcome.server_alive or any(line.wrong for line in outcome.intervals)
-    return _finish(options, report, broken, problems(settings, outcome))
+    return finish(options, report, _shown(report, problems(settings, outcome)), broken=broken)
 
 
-def _forget(command: str) -> Path:
-    """The command's folder, without a report that could pass for this run's."""
-    log_to_stderr()
-    folder = verdict.BUILD_FOLDER / command
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").unlink(missing_ok=True)
-    return folder
-
-
-def _finish(options: argparse.Namespace, report: verdict.Report, broken: bool, invalid: Sequence[str]) -> int:
-    """Print and write the report; its exit status. `--report-only` forgives a missed target, not a broken service."""
-    path = report.write()
-    if options.json:
-        print(json.dumps(report.as_dict(), indent=2))
-    else:
-        print(report.table())
-        for reason in invalid:
-            print(f"invalid: {reason}")
-        print(f"report: {path}")
-    return 1 if broken else report.exit_status(report_only=options.report_only)
+def _shown(report: verdict.Report, invalid: Sequence[str]) -> str:
+    return "\n".join([report.table(), *(f"invalid: {reason}" for reason in invalid)])

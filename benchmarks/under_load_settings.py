@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.errors import UsageError
+from benchmarks.faults_of_settings import not_above_zero, refuse
 
 FEWEST = 4
 """Intervals after the settling ones, below which a slope means nothing."""
@@ -38,11 +38,8 @@ class OverloadSettings:
         faults = []
         if not self.factors or min(self.factors) <= 1:
             faults.append(f"factors are {', '.join(map(str, self.factors))}, write multiples of the peak above 1")
-        for name in ("seconds", "peak_seconds"):
-            if not 0 < getattr(self, name) < float("inf"):
-                faults.append(f"{name.replace('_', '-')} is {getattr(self, name)}, write seconds above 0")
-        if faults:
-            raise UsageError("; ".join(faults))
+        faults += not_above_zero(self, "seconds", "peak_seconds")
+        refuse(faults)
 
 
 @dataclass(frozen=True)
@@ -71,13 +68,10 @@ class SoakSettings:
         faults = []
         if not 0 < self.share < 1:
             faults.append(f"share is {self.share}, write a part of the peak between 0 and 1")
-        for name in ("hours", "interval", "peak_seconds"):
-            if not 0 < getattr(self, name) < float("inf"):
-                faults.append(f"{name.replace('_', '-')} is {getattr(self, name)}, write a number above 0")
+        faults += not_above_zero(self, "hours", "interval", "peak_seconds", write="a number above 0")
         if not faults and (needed := (FEWEST + 1) * self.interval) > self.seconds:
             faults.append(f"{self.seconds:g} s are too short for a slope: {needed:g} s are {FEWEST + 1} intervals")
-        if faults:
-            raise UsageError("; ".join(faults))
+        refuse(faults)
 
     @property
     def seconds(self) -> float:

@@ -19,6 +19,11 @@ class Ports:
     metrics: int
 
 
+def shm_prefix(token: str) -> str:
+    """How the names of a server's shared-memory regions begin."""
+    return f"bet_{token}_"
+
+
 @dataclass(frozen=True)
 class Plan:
     """One server to start."""
@@ -38,7 +43,7 @@ class Plan:
     @property
     def shm_prefix(self) -> str:
         """How the names of its shared-memory regions begin."""
-        return f"bet_{self.token}_"
+        return shm_prefix(self.token)
 
 
 @dataclass(frozen=True)

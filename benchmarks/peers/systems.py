@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from benchmarks.closed_loop import Exchange
 from benchmarks.ensemble import Ensemble
 from benchmarks.errors import PeerError
 from benchmarks.http_connection import http_post
-from benchmarks.processor_time import tree_seconds
+from benchmarks.processes import tree_seconds
 
 OURS = "ours"
 _HERE = Path(__file__).parent
@@ -160,44 +160,6 @@ def peer(system: Peer, setting: Setting, python: Path, checkpoint: Path) -> Iter
                     process.wait(_POLL_SECONDS)
         roots = tuple(process.pid for process, _, _ in processes)
         yield Running(system.name, str(setting), False, ports, roots, _ask, _read)
-
-
-def in_process_rate(
-    system: Peer, setting: Setting, python: Path, checkpoint: Path, *, texts: Sequence[str], seconds: float
-) -> float:
-    """Texts per second that a peer classifies without HTTP, all its processes at once.
-
-    Raises:
-        PeerError: if a process fails.
-    """
-    with contextlib.ExitStack() as stack:
-        processes = []
-        for _ in range(setting.workers):
-            process = subprocess.Popen(
-                [str(python), str(_HERE / "in_process.py"), system.application, str(seconds)],
-                env=peer_environment(setting, checkpoint),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            stack.enter_context(process)  # closes both pipes, after the process was stopped
-            stack.callback(stop, process)
-            assert process.stdin is not None
-            assert process.stdout is not None
-            processes.append((process, process.stdin, process.stdout))
-        total = 0
-        for line in (f"{json.dumps(list(texts))}\n", "\n"):
-            for _, stdin, _ in processes:
-                with contextlib.suppress(BrokenPipeError):  # its missing reply says so below
-                    stdin.write(line)
-                    stdin.flush()
-            for process, _, stdout in processes:
-                reply = stdout.readline().strip()
-                if not reply:
-                    raise PeerError(f"the peer {system.name} ended with {process.wait()} in process")
-                total += int(reply) if reply != "ready" else 0
-        return total / seconds
 
 
 def peer_environment(setting: Setting, checkpoint: Path) -> dict[str, str]:
