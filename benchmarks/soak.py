@@ -26,7 +26,7 @@ from benchmarks.processes import tree
 from benchmarks.samples import Measured, Sample, percentile
 from benchmarks.served import Peak, Served, find_peak
 from benchmarks.under_load_settings import FEWEST, SoakSettings
-from serve.leftovers import SHARED_MEMORY
+from serve.leftovers import shared_regions
 from serve.plan import shm_prefix
 from verdict import Report
 
@@ -162,7 +162,7 @@ def memory_of(pid: int, token: str) -> dict[str, int]:
             rss += process.memory_info().rss
             processes += 1
     sizes = []
-    for file in SHARED_MEMORY.glob(f"{shm_prefix(token)}*"):
+    for file in shared_regions(shm_prefix(token)):
         with contextlib.suppress(FileNotFoundError):
             sizes.append(file.stat().st_size)
     return {"rss": rss, "processes": processes, "shared_files": len(sizes), "shared_bytes": sum(sizes)}

@@ -139,13 +139,18 @@ def clean(state: ServerState) -> tuple[int, int]:
             _signal_marked(pid, state.token, signal.SIGKILL)
         _wait_gone(pids, _GRACE_SECONDS)
         ended.update(pids)
-    regions = [path for path in SHARED_MEMORY.glob(f"{state.shm_prefix}*") if path.is_file()]
+    regions = shared_regions(state.shm_prefix)
     for region in regions:
         region.unlink(missing_ok=True)
     shutil.rmtree(state.file("weights"), ignore_errors=True)
     for kind in ("repository", "log", "tmp", "json"):
         state.file(kind).unlink(missing_ok=True)
     return len(ended), len(regions)
+
+
+def shared_regions(prefix: str) -> list[Path]:
+    """The shared-memory regions whose names begin so."""
+    return [path for path in SHARED_MEMORY.glob(f"{prefix}*") if path.is_file()]
 
 
 def marked_processes(token: str) -> list[int]:

@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 from triton_http import call
+from waiting import wait_until
 
 import serve
 from serve import health as module
@@ -95,18 +95,9 @@ def test_a_dead_stub_is_ready_to_triton_and_not_to_us_and_is_healed(tiny: Path) 
     assert call(health, "GET", "/ready")[0] == 200
     os.kill(stub_of(ready["pid"]), signal.SIGKILL)
     assert call(ready["http"], "GET", "/v2/models/tiny/ready")[0] == 200, "Triton counts it as ready"
-    wait_for_status(health, 503)
+    wait_until(lambda: call(health, "GET", "/ready")[0] == 503, 30)
     assert call(health, "GET", "/live")[0] == 200
-    wait_for_status(health, 200)
+    wait_until(lambda: call(health, "GET", "/ready")[0] == 200, 30)
     command.send_signal(signal.SIGTERM)
     assert command.wait(timeout=30) == 0
     command.stdout.close()
-
-
-def wait_for_status(url: str, status: int, seconds: float = 30) -> None:
-    pause = threading.Event()
-    for _ in range(int(seconds / 0.02)):
-        if call(url, "GET", "/ready")[0] == status:
-            return
-        pause.wait(0.02)
-    pytest.fail(f"{url} did not answer {status} within {seconds} s")

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,22 +18,13 @@ from typing import Any
 import pytest
 from tiny_repository import write_repository
 from triton_http import call, infer, metrics
+from waiting import wait_until
 
 import serve
 from serve import embedded
 from serve.leftovers import MARKER, SHARED_MEMORY, marked_processes
 from serve.plan import Launch, Plan
 from serve.probe import require_right_answer
-
-
-def wait_until(holds: Callable[[], object], seconds: float = 20) -> None:
-    """Wait on a condition; fails where it does not come true."""
-    pause = threading.Event()
-    for _ in range(int(seconds / 0.02)):
-        if holds():
-            return
-        pause.wait(0.02)
-    pytest.fail(f"not within {seconds} s")
 
 
 def traces(server: serve.Server) -> tuple[list[int], list[Path]]:

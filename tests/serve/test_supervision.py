@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from tiny_repository import WORDS_MODEL
 from triton_http import infer
+from waiting import wait_until
 
 import serve
 from serve.leftovers import SHARED_MEMORY, marked_processes
@@ -41,12 +42,10 @@ def supervised(
 
 
 def wait_for_message(caplog: pytest.LogCaptureFixture, text: str, seconds: float = 30) -> None:
-    pause = threading.Event()
-    for _ in range(int(seconds / 0.05)):
-        if any(text in record.getMessage() for record in caplog.records):
-            return
-        pause.wait(0.05)
-    pytest.fail(f"{text!r} was not logged: {[r.getMessage() for r in caplog.records]}")
+    def said() -> list[str]:
+        return [record.getMessage() for record in caplog.records]
+
+    wait_until(lambda: any(text in message for message in said()), seconds, said)
 
 
 def restarter(server: serve.Server) -> Callable[[], serve.Server]:
